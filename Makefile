@@ -1,0 +1,59 @@
+# Every target sets up what it needs. Only make and Python 3.11 or newer have to be on the machine.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip --disable-pip-version-check --quiet
+READY := $(VENV)/.installed
+# Extra arguments of the command behind a target: make test ARGS="-k codes -x"
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow test-all lint format wheel clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1@\2/p' $(MAKEFILE_LIST) | column -t -s @ 2>/dev/null \
+		|| sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1: \2/p' $(MAKEFILE_LIST)
+
+setup: $(READY) ## create .venv and install the locked packages into it
+
+# The stamp is written last, so that an interrupted installation starts again where pip finds it.
+$(READY): requirements.lock pyproject.toml setup.py
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is %d.%d: name another one with make PYTHON=..." % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
+	@test -x $(RUN) || { echo "[set-up 1/3] creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "[set-up 2/3] installing the packages of requirements.lock (some gigabytes with torch; a few minutes the first time)"
+	@$(PIP) install -r requirements.lock
+	@echo "[set-up 3/3] installing vqtok itself, editable"
+	@$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: $(READY) ## train, generate and judge; writes demo/report.html
+	$(RUN) examples/demo.py --output_dir demo $(ARGS)
+
+test: $(READY) ## the default tests
+	$(RUN) -m pytest $(ARGS)
+
+# The slow tests start processes and train, so each gets twenty minutes.
+test-slow: $(READY) ## only the slow tests
+	$(RUN) -m pytest -m "slow and not gpu and not network" --timeout 1200 $(ARGS)
+
+test-all: $(READY) ## the default and the slow tests
+	$(RUN) -m pytest -m "not gpu and not network" --timeout 1200 $(ARGS)
+
+lint: $(READY) ## ruff, format check, types of the maths floors
+	$(RUN) -m ruff check --output-format concise .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+format: $(READY) ## format the code and mend what ruff can mend
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+# An old build/ would put deleted files into the wheel.
+wheel: $(READY) ## build dist/vqtok-*.whl
+	@rm -rf build dist
+	$(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist .
+	@ls dist
+
+clean: ## remove caches and builds (keeps .venv and demo/)
+	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	@find vqtok tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

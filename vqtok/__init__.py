@@ -1,0 +1,57 @@
+"""vqtok: VQ tokenizers for images, audio and text, and priors over their codes.
+
+Importing this package is light; a name is loaded when it is first used, and with it everything that registers vqtok's
+models with transformers' Auto classes (`import vqtok.auto` does the same).
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "VQTokenizer": "vqtok.auto",
+    "VQPipeline": "vqtok.pipeline",
+    "Codes": "vqtok.codes",
+    "CodeLayout": "vqtok.codes",
+    "LevelLayout": "vqtok.codes",
+    "CodeVocabulary": "vqtok.vocabulary",
+    "ImageVQConfig": "vqtok.image",
+    "ImageVQModel": "vqtok.image",
+    "CodePriorConfig": "vqtok.prior",
+    "CodePriorModel": "vqtok.prior",
+}
+__all__ = [
+    "CodeLayout",
+    "CodePriorConfig",
+    "CodePriorModel",
+    "CodeVocabulary",
+    "Codes",
+    "ImageVQConfig",
+    "ImageVQModel",
+    "LevelLayout",
+    "VQPipeline",
+    "VQTokenizer",
+    "__version__",
+]
+
+if TYPE_CHECKING:
+    from vqtok.auto import VQTokenizer
+    from vqtok.codes import CodeLayout, Codes, LevelLayout
+    from vqtok.image import ImageVQConfig, ImageVQModel
+    from vqtok.pipeline import VQPipeline
+    from vqtok.prior import CodePriorConfig, CodePriorModel
+    from vqtok.vocabulary import CodeVocabulary
+
+
+def __getattr__(name: str):  # type: ignore[no-untyped-def]
+    if name not in _HOME:
+        raise AttributeError(f"module 'vqtok' has no attribute {name!r}")
+    importlib.import_module(_HOME["VQTokenizer"])  # registers the Auto classes
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

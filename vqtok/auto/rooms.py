@@ -1,0 +1,133 @@
+"""The rooms: which classes make a tokenizer of each modality. Importing this module registers them with transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedConfig
+from transformers.utils import logging as transformers_logging
+
+from vqtok.codes import CodeLayout
+from vqtok.image.configuration_image_vq import ImageVQConfig
+from vqtok.image.image_processing_image_vq import ImageVQImageProcessor
+from vqtok.image.modeling_image_vq import ImageVQModel
+from vqtok.modeling import VQPreTrainedModel
+
+
+class Room(NamedTuple):
+    """What a modality brings: its classes, and the word for one unit of its input."""
+
+    modality: str
+    unit: str
+    config: type
+    model: type
+    processor: type
+
+
+ROOMS = {
+    ImageVQConfig.model_type: Room("image", "pixel", ImageVQConfig, ImageVQModel, ImageVQImageProcessor),
+}
+for _model_type, _room in ROOMS.items():
+    AutoConfig.register(_model_type, _room.config, exist_ok=True)
+    AutoModel.register(_room.config, _room.model, exist_ok=True)
+# Resampling and rounding of the other back end differ, so there is only this one.
+AutoImageProcessor.register(ImageVQConfig, image_processor_classes={"pil": ImageVQImageProcessor}, exist_ok=True)
+
+# What a tokenizer's folder consists of, for downloads; of a pipeline's, what is needed to say that it is one.
+FILES = (
+    *("config.json", "preprocessor_config.json", "pipeline.json"),
+    *("model.safetensors", "model-*.safetensors", "model.safetensors.index.json"),
+)
+
+
+def bits_per_unit(layout: CodeLayout) -> float:
+    """The nominal rate: log2(codebook_size) bits of every code, per pixel, sample or byte, without padding.
+
+    Example:
+        >>> bits_per_unit(ImageVQConfig(strides=[8, 4], codebook_sizes=[512, 512]).layout)
+        0.703125
+    """
+    return sum(level.bits / level.stride**layout.ndim for level in layout.levels)
+
+
+def room_of(folder: Path) -> Room:
+    """The room whose model the folder's `config.json` describes.
+
+    Raises:
+        FileNotFoundError: there is no `config.json`.
+        ValueError: it is of something else.
+    """
+    pipeline = (folder / "pipeline.json").is_file()
+    if not pipeline and not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} has no config.json: name a folder that save_pretrained wrote")
+    model_type = None if pipeline else PreTrainedConfig.get_config_dict(folder)[0].get("model_type")
+    if pipeline:
+        raise ValueError(f"{folder} is a pipeline: use VQPipeline.from_pretrained, or subfolder='vq_tokenizer'")
+    if model_type not in ROOMS:
+        raise ValueError(
+            f"{folder / 'config.json'} is of model_type {model_type!r}, which is no VQ tokenizer ({', '.join(ROOMS)})"
+        )
+    return ROOMS[model_type]
+
+
+def load_config(folder: Path, room: Room) -> Any:
+    """The config of a folder.
+
+    Raises:
+        ValueError: wrong types, unknown fields or impossible values; file and field are named.
+    """
+    try:
+        return room.config.from_pretrained(folder)
+    except (StrictDataclassError, ValueError) as error:
+        raise ValueError(f"{folder / 'config.json'}: {' '.join(str(error).split())}") from error
+
+
+def load_processor(folder: Path, room: Room) -> Any:
+    """The processor of a folder.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: unknown fields or impossible values; file and field are named.
+    """
+    path = folder / "preprocessor_config.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{folder} has no preprocessor_config.json: save the tokenizer again with save_pretrained"
+        )
+    try:
+        return room.processor.from_pretrained(folder)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def load_model(folder: Path, room: Room, config: Any, dtype: Any) -> VQPreTrainedModel:
+    """The model of a folder, in eval mode, from safetensors only.
+
+    Raises:
+        FileNotFoundError: there are none.
+        ValueError: they are damaged or do not fit the config.
+    """
+    if not any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
+        pickles = sorted(path.name for path in folder.glob("*") if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+        found = f" (only {pickles[0]}, a pickle, which vqtok never loads)" if pickles else ""
+        raise FileNotFoundError(
+            f"{folder} has no model.safetensors{found}: save the tokenizer again with save_pretrained"
+        )
+    with quiet():
+        return room.model.from_pretrained(folder, config=config, dtype=dtype)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' progress bars, which only flash by for models of this size."""
+    were_on = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if were_on:
+            transformers_logging.enable_progress_bar()

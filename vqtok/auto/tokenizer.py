@@ -1,0 +1,405 @@
+"""`VQTokenizer`: media to codes and back, of any modality.
+
+Nothing here knows how a picture becomes a tensor or a tensor codes: that is the processor's and the model's business. Here is
+what lies around them: where the files come from, batches, the order of results, the fingerprint.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub import HfApi
+from torch import Tensor
+
+from vqtok.codes import CodeLayout, Codes
+from vqtok.fingerprint import check_fingerprint, fingerprint
+from vqtok.hub.folders import config_folder, fetch_folder, replace_files
+from vqtok.modeling import VQPreTrainedModel
+
+from .batches import default_batch_size, group_by_shape
+from .rooms import FILES, ROOMS, bits_per_unit, load_config, load_model, load_processor, quiet, room_of
+
+
+class VQTokenizer:
+    """Media to codes and back: a model and its processor.
+
+    Args:
+        model: `ImageVQModel` or another `VQPreTrainedModel`.
+        processor: the one that belongs to it.
+
+    Attributes:
+        model: keeps the encode/decode contract on tensors.
+        processor: turns media into tensors and back.
+        layout: the static shape of the codes.
+        fingerprint: the code space; None while it was never saved, or since it began to train.
+
+    Raises:
+        ValueError: model and processor do not belong together.
+
+    Example:
+        >>> from PIL import Image
+        >>> config = ImageVQConfig(strides=[8, 4], codebook_sizes=[16, 16], hidden_size=16, residual_size=8, codebook_dim=4)
+        >>> tok = VQTokenizer(ImageVQModel(config), ImageVQImageProcessor(stride=8))
+        >>> codes = tok.encode([Image.new("RGB", (30, 21)), Image.new("RGB", (16, 16))])
+        >>> [tuple(level.shape) for level in codes.levels]
+        [(2, 1, 3, 4), (2, 1, 6, 8)]
+        >>> [image.size for image in tok.decode(codes)]
+        [(30, 21), (16, 16)]
+    """
+
+    def __init__(self, model: VQPreTrainedModel, processor: Any) -> None:
+        room = ROOMS.get(model.config.model_type)
+        if room is None or not isinstance(processor, room.processor):
+            raise ValueError(f"{type(model).__name__} and {type(processor).__name__} do not make a tokenizer together")
+        if processor.stride % model.layout.stride:
+            raise ValueError(
+                f"the processor pads to multiples of {processor.stride}, the model needs multiples of {model.layout.stride}: "
+                "set stride in preprocessor_config.json to the largest stride of config.json"
+            )
+        channels = getattr(model.config, "num_channels", None)
+        if channels is not None and channels != processor.num_channels:
+            raise ValueError(
+                f"the processor gives {processor.num_channels} channels, the model takes {channels}: make num_channels equal in "
+                "preprocessor_config.json and config.json"
+            )
+        self.model, self.processor = model, processor
+        self._room = room
+        self._origin: dict[str, Any] | None = None  # where to load it from again, while it is unchanged
+        self._origin_stamp: Any = None
+        self._digest: tuple[Any, str] | None = None
+
+    # -- from files and to files
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        id_or_folder: str | os.PathLike,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | str | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike | None = None,
+        local_files_only: bool = False,
+        subfolder: str = "",
+    ) -> VQTokenizer:
+        """The tokenizer of a folder or of a repository on the Hub, in eval mode. No code and no pickle is ever loaded.
+
+        Args:
+            id_or_folder: a folder that `save_pretrained` wrote, or "owner/name" on the Hub.
+            device: where the model goes; None means the CPU.
+            dtype: of the weights; None means float32, in which codes are reproducible. Codebooks are always float32.
+            revision: branch, tag or commit on the Hub.
+            token, cache_dir, local_files_only: as everywhere in huggingface_hub.
+            subfolder: where in the folder or repository the tokenizer lies.
+
+        Raises:
+            OSError: no such folder or repository, or a file is missing from it; the sentence says which and what to do.
+            ValueError: the folder is of something else, config and weights do not fit, or the weights are damaged.
+        """
+        folder, commit = fetch_folder(
+            id_or_folder,
+            FILES,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            subfolder=subfolder,
+        )
+        room = room_of(folder)
+        config, processor = load_config(folder, room), load_processor(folder, room)
+        model = load_model(folder, room, config, dtype or torch.float32)
+        tokenizer = cls(model if device is None else model.to(device), processor)
+        where = str(id_or_folder) if commit else str(Path(id_or_folder).expanduser().resolve())
+        model.config.name_or_path = where
+        tokenizer._remember(
+            id_or_folder=where, revision=commit, cache_dir=cache_dir and str(cache_dir), subfolder=subfolder
+        )
+        return tokenizer
+
+    @classmethod
+    def from_config(cls, name_or_folder: str | os.PathLike) -> VQTokenizer:
+        """A tokenizer with fresh random weights, drawn from torch's global generator, in eval mode.
+
+        Args:
+            name_or_folder: a name such as "image/vqvae2-digits" (see `config_folder`) or a folder with `config.json` and
+                `preprocessor_config.json`.
+
+        Raises:
+            ValueError: an unknown name (near ones are said), or files that describe no tokenizer.
+            OSError: a file is missing.
+        """
+        folder = config_folder(name_or_folder)
+        room = room_of(folder)
+        config, processor = load_config(folder, room), load_processor(folder, room)
+        config.fingerprint = None  # of the weights that lie beside, perhaps; not of these
+        return cls(room.model(config).eval(), processor)
+
+    def save_pretrained(self, folder: str | os.PathLike) -> None:
+        """Write `config.json`, `model.safetensors` and `preprocessor_config.json`; other files in the folder stay.
+
+        The fingerprint is computed from the weights as they are now and stored in `config.json`. A model in train mode keeps
+        its own `fingerprint` as it was (None), because its next step changes the codes.
+
+        Raises:
+            OSError: the disk is full, say. The three files are then as they were before.
+        """
+        self._write(Path(folder))
+        if not self.model.training:
+            self._remember(id_or_folder=str(Path(folder).resolve()), revision=None, cache_dir=None, subfolder="")
+
+    def _write(self, folder: Path) -> None:
+        config = self.model.config
+        before, now = config.fingerprint, self.model.code_fingerprint(self.processor.code_fields)
+        written = False
+        try:
+            with replace_files(folder, last="config.json") as staging, quiet():
+                config.fingerprint = now
+                self.model.save_pretrained(staging)
+                self.processor.save_pretrained(staging)
+            written = True
+        finally:
+            config.fingerprint = now if written and not self.model.training else before
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        commit_message: str = "Upload VQ tokenizer",
+    ) -> str:
+        """Save, upload in one commit, and return the commit's address. The repository is created if it is not there.
+
+        Raises:
+            OSError: the Hub refuses or cannot be reached.
+        """
+        api = HfApi(token=token)
+        with tempfile.TemporaryDirectory() as folder:
+            self._write(Path(folder))
+            name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+            commit = api.upload_folder(
+                repo_id=name, folder_path=folder, revision=revision, commit_message=commit_message
+            )
+        return commit.commit_url
+
+    # -- media to codes and back
+
+    @property
+    def layout(self) -> CodeLayout:
+        return self.model.layout
+
+    @property
+    def fingerprint(self) -> str | None:
+        return self.model.config.fingerprint
+
+    def to(self, device: torch.device | str) -> VQTokenizer:
+        """Move the model; returns itself."""
+        unchanged = self._origin is not None and self._origin_stamp == self._stamp()
+        self.model.to(device)
+        if unchanged:
+            self._origin_stamp = self._stamp()  # buffers are new tensors now
+        return self
+
+    @torch.no_grad()
+    def encode(
+        self,
+        media: Any,
+        sampling_rate: int | None = None,
+        batch_size: int | None = None,
+        num_codebooks: int | None = None,
+        num_levels: int | None = None,
+    ) -> Codes:
+        """The codes of media, in their order, on the CPU. The model's state and mode do not matter and do not change.
+
+        Media of equal padded size are encoded together; none is padded to the size of another.
+
+        Args:
+            media: one item or an iterable of items. Of images: PIL pictures, uint8 arrays, paths, of any sizes.
+            sampling_rate: of audio, in Hz.
+            batch_size: items at once; None means up to 64, fewer of large ones.
+            num_codebooks: keep this residual depth of each level.
+            num_levels: keep this many levels, the coarsest.
+
+        Returns:
+            Codes with levels int64 `(B, Q, *grid)`, sizes and the fingerprint.
+
+        Raises:
+            ValueError, TypeError, OSError: an item cannot be read or is too small; its place in the list is said.
+        """
+        if sampling_rate is not None and self._room.modality != "audio":
+            raise ValueError(
+                f"sampling_rate={sampling_rate} is for audio, this tokenizer is for {self._room.modality}s: leave it out"
+            )
+        self._check_counts(batch_size=batch_size, num_codebooks=num_codebooks, num_levels=num_levels)
+        parts: list[Codes] = []
+        order: list[int] = []
+        with _evaluating(self.model):
+            for places, batch, sizes in group_by_shape(self._prepared(media), batch_size, self.layout.ndim):
+                levels = self.model.encode(batch.to(self.model.device)).codes
+                parts.append(Codes(tuple(c.cpu() for c in levels), torch.tensor(sizes), self.layout, self.fingerprint))
+                order += places
+        codes = Codes.cat(parts)[np.argsort(order).tolist()] if parts else self._no_codes()
+        return codes.prefix(num_levels, num_codebooks)
+
+    @torch.no_grad()
+    def decode(self, codes: Codes, batch_size: int | None = None) -> list[Any]:
+        """Media of codes, in their order, of exactly their sizes.
+
+        Args:
+            codes: of this tokenizer; a prefix of levels or codebooks is decodable.
+            batch_size: items at once; None means up to 64, fewer of large ones.
+
+        Returns:
+            PIL pictures.
+
+        Raises:
+            ValueError: the codes belong to another tokenizer (both fingerprints are named) or have another layout.
+            TypeError: not `Codes`.
+        """
+        if not isinstance(codes, Codes):
+            raise TypeError(f"decode takes Codes, got {type(codes).__name__}: bare tensors go through tok.model.decode")
+        if self.fingerprint is not None and codes.fingerprint is not None:
+            check_fingerprint(self.fingerprint, codes.fingerprint, "these codes")
+        if codes.layout != self.layout:
+            raise ValueError(
+                f"codes of the layout {codes.layout.to_dict()} do not fit this tokenizer's {self.layout.to_dict()}"
+            )
+        self._check_counts(batch_size=batch_size)
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for index, size in enumerate(codes.sizes.tolist()):
+            groups.setdefault(self.layout.padded(size), []).append(index)
+        media: list[Any] = [None] * len(codes)
+        with _evaluating(self.model):
+            for shape, indices in groups.items():
+                step = batch_size or default_batch_size(shape)
+                for start in range(0, len(indices), step):
+                    chosen = indices[start : start + step]
+                    part = codes[chosen]
+                    output = self.model.decode([level.to(self.model.device) for level in part.levels]).reconstruction
+                    for index, item in zip(chosen, self.processor.postprocess(output, part.sizes), strict=True):
+                        media[index] = item
+        return media
+
+    def reconstruct(self, media: Any, batch_size: int | None = None) -> list[Any]:
+        """What is left of media after encoding and decoding, a list also for one item."""
+        return self.decode(self.encode(media, batch_size=batch_size), batch_size)
+
+    def verify(self) -> str:
+        """Compute the fingerprint again and return it.
+
+        Raises:
+            ValueError: it was never saved, or encoder, codebooks or preprocessing are not those that were saved; both
+                fingerprints are named.
+        """
+        if self.fingerprint is None:
+            raise ValueError(
+                "this tokenizer has no fingerprint, because it was never saved or has trained since: save it first"
+            )
+        found = self.model.code_fingerprint(self.processor.code_fields)
+        if found != self.fingerprint:
+            remedy = "load it again from a source you trust, or save it as a new one"
+            if self.model.dtype != torch.float32:
+                remedy = "load it in float32 to verify it"
+            raise ValueError(
+                f"encoder, codebooks or preprocessing give the fingerprint {found}, but {self.fingerprint} was saved: {remedy}"
+            )
+        return found
+
+    def __repr__(self) -> str:
+        layout, unit = self.layout, self._room.unit
+        count = sum(parameter.numel() for parameter in self.model.parameters())
+        lines = [
+            f"VQTokenizer for {self._room.modality}s ({type(self.model).__name__}, {count / 1e6:.2f} M parameters)"
+        ]
+        for index, level in enumerate(layout.levels):
+            area = "x".join([str(level.stride)] * layout.ndim)
+            each = f"{level.num_codebooks} code{'s' * (level.num_codebooks > 1)} of {level.codebook_size}"
+            lines.append(f"  level {index}: {each} per {area} {unit}s, {level.bits:g} bits")
+        lines.append(f"  {bits_per_unit(layout):.4g} bits per {unit}")
+        lines.append(f"  fingerprint {self.fingerprint or 'none: not saved since it was made or trained'}")
+        return "\n".join(lines)
+
+    # -- pickling: by reference while it is what a folder holds, so that `dataset.map` caches and workers start fast
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        known = self._origin is not None and self.fingerprint is not None and not self.model.training
+        if known and self._origin_stamp == self._stamp():
+            dtype = str(self.model.dtype).removeprefix("torch.")
+            return _load_again, (self._origin, self.fingerprint, self._weights_digest(), dtype, str(self.model.device))
+        return VQTokenizer, (self.model, self.processor)
+
+    def _remember(self, **origin: Any) -> None:
+        self._origin, self._origin_stamp = origin, self._stamp()
+
+    def _stamp(self) -> Any:
+        """Changes when a tensor is written to (torch counts) or the processor is changed."""
+        try:
+            tensors = [(str(t.dtype), t._version) for t in self.model.state_dict(keep_vars=True).values()]
+        except RuntimeError:  # tensors made under inference_mode are not counted
+            return object()
+        return tensors, self.processor.to_json_string()
+
+    def _weights_digest(self) -> str:
+        stamp = self._stamp()
+        if self._digest is None or self._digest[0] != stamp:
+            self._digest = (stamp, fingerprint({}, self.model.state_dict()))
+        return self._digest[1]
+
+    # -- helpers
+
+    def _prepared(self, media: Any) -> Iterator[tuple[Tensor, tuple[int, ...]]]:
+        single = isinstance(media, (str, os.PathLike, np.ndarray, Tensor, dict)) or not isinstance(media, Iterable)
+        if single:
+            yield self.processor.prepare(media)
+            return
+        for index, item in enumerate(media):
+            try:
+                yield self.processor.prepare(item)
+            except (ValueError, TypeError) as error:
+                kind = TypeError if isinstance(error, TypeError) else ValueError
+                raise kind(f"item {index}: {error}") from error
+
+    def _no_codes(self) -> Codes:
+        grid = (0,) * self.layout.ndim
+        levels = tuple(torch.zeros((0, level.num_codebooks, *grid), dtype=torch.int64) for level in self.layout.levels)
+        return Codes(levels, torch.zeros((0, self.layout.ndim), dtype=torch.int64), self.layout, self.fingerprint)
+
+    def _check_counts(self, **counts: int | None) -> None:
+        levels = self.layout.levels
+        limits = {"num_levels": len(levels), "num_codebooks": max(level.num_codebooks for level in levels)}
+        for name, value in counts.items():
+            most = limits.get(name)
+            if value is not None and not (isinstance(value, int) and 1 <= value <= (most or value)):
+                raise ValueError(f"{name} must be {f'from 1 to {most}' if most else 'at least 1'}, got {value!r}")
+
+
+def _load_again(origin: dict[str, Any], saved: str, digest: str, dtype: str, device: str) -> VQTokenizer:
+    """The tokenizer that was pickled by reference."""
+    tokenizer = VQTokenizer.from_pretrained(**origin, dtype=dtype, device=device)
+    if tokenizer.fingerprint != saved or tokenizer._weights_digest() != digest:
+        raise ValueError(
+            f"{origin['id_or_folder']} has changed since the tokenizer was pickled: load it again and start over"
+        )
+    return tokenizer
+
+
+@contextmanager
+def _evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Every module in eval mode inside the block. `model.train()` is not used to go back, because it forgets the fingerprint."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

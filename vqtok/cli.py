@@ -1,0 +1,381 @@
+"""The command `vqtok`. Everything heavy is imported inside the commands, so that `vqtok --help` answers at once."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+app = typer.Typer(
+    help="Pictures to discrete codes and back, and new pictures from words.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+_debug = False
+
+Tokenizer = Annotated[str, typer.Option("--tokenizer", "-t", help="Folder of the tokenizer, or its name on the Hub.")]
+Device = Annotated[
+    str | None, typer.Option(help="Where to compute, such as cpu or cuda. Default: cuda where there is one.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists already.")]
+Data = "'digits' (embedded), a folder of pictures, or a data set on the Hub."
+Split = Annotated[str, typer.Option(help="Which part of the data.")]
+NumSamples = Annotated[int | None, typer.Option("--num_samples", min=1, help="At most this many pictures.")]
+ImageColumn = Annotated[
+    str | None, typer.Option("--image_column", help="Of a data set with several columns of pictures.")
+]
+BatchSize = Annotated[int | None, typer.Option("--batch_size", min=1, help="Pictures at once.")]
+Json = Annotated[Path | None, typer.Option("--json", help="Write all results to this .json file.")]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: 0, or 2 after one line about what was wrong."""
+    global _debug
+    _debug = False
+    try:
+        return app(args=None if argv is None else list(argv), prog_name="vqtok", standalone_mode=False) or 0
+    except (KeyboardInterrupt, typer.Abort):
+        return _complain("stopped", 130)
+    except Exception as error:
+        message = _one_line(error)
+        if _debug or message is None:
+            raise
+        return _complain(message, 2)
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    context: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    global _debug
+    _debug = debug
+    if version:
+        from vqtok import __version__
+
+        print(f"vqtok {__version__}")
+    elif context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@app.command()
+def encode(
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="A picture.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT.vq", help="The file of codes to write.")],
+    tokenizer: Tokenizer,
+    num_levels: Annotated[
+        int | None, typer.Option("--num_levels", min=1, help="Keep only the coarsest levels.")
+    ] = None,
+    device: Device = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write the codes of a picture to a file."""
+    _check_input(image, "picture")
+    if out.suffix.lower() in _picture_suffixes():
+        raise ValueError(
+            f"{out} is named like a picture, but codes are written to it: name a file such as {out.with_suffix('.vq')}"
+        )
+    _check_output(out, image, overwrite)
+    tok = _load_tokenizer(tokenizer, device)
+    codes = tok.encode(image, num_levels=num_levels)
+    codes.save(out)
+    print(f"wrote {out}: {_describe_codes(codes, out)}")
+
+
+@app.command()
+def decode(
+    codes: Annotated[Path, typer.Argument(metavar="CODES.vq", help="A file of codes.")],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT.png", help="The picture to write; of several, OUT-0000.png and so on.")
+    ],
+    tokenizer: Tokenizer,
+    num_levels: Annotated[int | None, typer.Option("--num_levels", min=1, help="Use only the coarsest levels.")] = None,
+    device: Device = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write the picture (or the pictures) of a file of codes."""
+    from vqtok.codes import Codes
+
+    _check_input(codes, "codes")
+    loaded = Codes.load(codes).prefix(num_levels)
+    if not len(loaded):
+        raise ValueError(f"{codes} holds no sample: encode a picture first")
+    paths = [out] if len(loaded) == 1 else [out.with_stem(f"{out.stem}-{i:04d}") for i in range(len(loaded))]
+    for path in paths:
+        _picture_format(path)
+        _check_output(path, codes, overwrite)
+    pictures = _load_tokenizer(tokenizer, device).decode(loaded)
+    for picture, path in zip(pictures, paths, strict=True):
+        _save_picture(picture, path)
+        print(f"wrote {path}: {picture.width}x{picture.height} pixels")
+
+
+@app.command()
+def generate(
+    pipeline: Annotated[
+        str, typer.Argument(metavar="PIPELINE", help="Folder of the pipeline, or its name on the Hub.")
+    ],
+    prompts: Annotated[
+        list[str] | None, typer.Argument(metavar="PROMPT", help="What to draw; quote each one.")
+    ] = None,
+    output_dir: Annotated[Path, typer.Option("--output_dir", help="Folder for the pictures.")] = Path("generated"),
+    num_samples: Annotated[int, typer.Option("--num_samples", min=1, help="Pictures of each prompt.")] = 1,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same pictures.")] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option("--guidance_scale", help="How strictly to follow the prompt.")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="Below 1: surer; above 1: wilder.")] = None,
+    top_k: Annotated[int | None, typer.Option("--top_k", help="Sample from the k likeliest codes only.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option("--top_p", help="Sample from the likeliest codes of this total mass only.")
+    ] = None,
+    device: Device = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Draw pictures of prompts."""
+    from vqtok import VQPipeline
+
+    _quiet()
+    texts = prompts or []
+    names = [f"{i:03d}-{_slug(text)}" for i, text in enumerate(texts)] or ["sample"]
+    paths = [output_dir / f"{name}-{sample:03d}.png" for name in names for sample in range(num_samples)]
+    for path in paths:
+        _check_output(path, None, overwrite)
+    options = {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+    pipe = VQPipeline.from_pretrained(pipeline, device=_device(device))
+    given = {name: value for name, value in options.items() if value is not None}
+    pictures = pipe(texts or None, num_samples=num_samples, seed=seed, **given)
+    for picture, path in zip(pictures, paths, strict=True):
+        _save_picture(picture, path)
+        print(f"wrote {path}")
+
+
+@app.command()
+def info(
+    target: Annotated[
+        str,
+        typer.Argument(metavar="TOKENIZER|PIPELINE|CODES.vq", help="A folder, a name on the Hub, or a file of codes."),
+    ],
+) -> None:
+    """Say what a tokenizer, a pipeline or a file of codes is."""
+    path = Path(target).expanduser()
+    if path.is_file():
+        from vqtok.codes import Codes
+
+        _check_input(path, "codes")
+        codes = Codes.load(path)
+        print(f"{path}: {_describe_codes(codes, path)}")
+        sizes = sorted({tuple(size) for size in codes.sizes.tolist()})
+        print(f"  sizes {', '.join('x'.join(map(str, size)) for size in sizes[:8])}{', ...' if len(sizes) > 8 else ''}")
+        for index, (level, values) in enumerate(zip(codes.layout.levels, codes.levels, strict=False)):
+            each = f"{values.shape[1]} code{'s' * (values.shape[1] > 1)} of {level.codebook_size}"
+            print(f"  level {index}: {each} per {'x'.join([str(level.stride)] * codes.layout.ndim)}")
+        print(f"  fingerprint {codes.fingerprint or 'none: of a tokenizer that was never saved'}")
+        return
+    from vqtok.hub.folders import fetch_folder
+
+    _quiet()
+    if (fetch_folder(target, ["pipeline.json"])[0] / "pipeline.json").is_file():
+        from vqtok import VQPipeline
+
+        print(VQPipeline.from_pretrained(target))
+    else:
+        print(_load_tokenizer(target, "cpu"))
+
+
+@app.command()
+def evaluate(
+    tokenizer: Annotated[
+        str, typer.Argument(metavar="TOKENIZER", help="Folder of the tokenizer, or its name on the Hub.")
+    ],
+    data: Annotated[str, typer.Argument(metavar="DATA", help=Data)],
+    split: Split = "test",
+    num_samples: NumSamples = None,
+    image_column: ImageColumn = None,
+    batch_size: BatchSize = None,
+    json: Json = None,
+    device: Device = None,
+) -> None:
+    """Measure a tokenizer: PSNR, SSIM, use of the codes, stability, speed."""
+    _evaluate([tokenizer], data, split, num_samples, image_column, batch_size, json, device)
+
+
+@app.command()
+def compare(
+    tokenizers: Annotated[list[str], typer.Argument(metavar="TOKENIZER", help="Folders, or names on the Hub.")],
+    data: Annotated[str, typer.Option(help=Data)],
+    split: Split = "test",
+    num_samples: NumSamples = None,
+    image_column: ImageColumn = None,
+    batch_size: BatchSize = None,
+    json: Json = None,
+    device: Device = None,
+) -> None:
+    """Measure several tokenizers on the same pictures."""
+    _evaluate(tokenizers, data, split, num_samples, image_column, batch_size, json, device)
+
+
+def _evaluate(
+    names: list[str],
+    data: str,
+    split: str,
+    num_samples: int | None,
+    image_column: str | None,
+    batch_size: int | None,
+    json: Path | None,
+    device: str | None,
+) -> None:
+    if json is not None and (json.suffix.lower() != ".json" or json.is_dir()):
+        raise ValueError(f"results are written as JSON, not to {json}: name a file such as {json.with_suffix('.json')}")
+    if len(set(names)) < len(names):
+        raise ValueError(f"the tokenizers {', '.join(names)} are not all different: name each once")
+    from vqtok.evaluation.report import compare as compare_tokenizers
+    from vqtok.evaluation.report import to_markdown
+    from vqtok.files import write_json
+    from vqtok.image.data import load_images, skipped_summary
+
+    loaded = {name: _load_tokenizer(name, device) for name in names}
+    images = load_images(data, split, num_samples=num_samples, image_column=image_column)
+    results = compare_tokenizers(loaded, images, batch_size=batch_size)
+    print(to_markdown(results))
+    print(f"{len(images)} pictures of {data} ({split}), {results[0]['protocol']}")
+    if json is not None:
+        write_json(json, results[0] if len(names) == 1 else results)
+        print(f"wrote {json}")
+    if summary := skipped_summary(images):
+        print(summary, file=sys.stderr)
+
+
+# -- helpers
+
+
+def _load_tokenizer(name: str, device: str | None) -> Any:
+    from vqtok import VQTokenizer
+
+    _quiet()
+    return VQTokenizer.from_pretrained(name, device=_device(device))
+
+
+def _device(device: str | None) -> str:
+    import torch
+
+    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _quiet() -> None:
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def _kind(path: Path) -> str:
+    """What a file or folder is, by its content."""
+    if path.is_dir():
+        return "folder"
+    with path.open("rb") as stream:
+        if stream.read(4) == b"VQTC":
+            return "codes"
+    from PIL import Image
+
+    try:
+        with Image.open(path):
+            return "picture"
+    except (OSError, Image.DecompressionBombError):
+        return "file"
+
+
+def _check_input(path: Path, wanted: str) -> None:
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file {path}: check the path")
+    kind = _kind(path)
+    if kind == "folder":
+        raise ValueError(f"{path} is a folder: name one file in it (examples/encode_dataset.py encodes whole folders)")
+    if (kind, wanted) == ("codes", "picture"):
+        raise ValueError(f"{path} is a file of codes already: vqtok decode makes a picture of it")
+    if (kind, wanted) == ("picture", "codes"):
+        raise ValueError(f"{path} is a picture, not a file of codes: vqtok encode makes codes of it")
+
+
+def _check_output(path: Path, source: Path | None, overwrite: bool) -> None:
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: name a file to write")
+    if not path.exists():
+        return
+    if source is not None and path.samefile(source):
+        raise ValueError(f"{path} is the input: name another file to write")
+    if not overwrite:
+        raise ValueError(f"{path} exists already: name another file, or add --overwrite")
+
+
+def _picture_suffixes() -> dict[str, str]:
+    from PIL import Image
+
+    return Image.registered_extensions()
+
+
+def _picture_format(path: Path) -> str:
+    from PIL import Image
+
+    name = _picture_suffixes().get(path.suffix.lower())
+    if name not in Image.SAVE:
+        raise ValueError(
+            f"{path} has no suffix of a picture format that can be written: name a file such as {path.with_suffix('.png')}"
+        )
+    return name
+
+
+def _save_picture(picture: Image.Image, path: Path) -> None:
+    from vqtok.files import write_with
+
+    name = _picture_format(path)
+    options: dict[str, Any] = {"WEBP": {"lossless": True}, "JPEG": {"quality": 95}}.get(name, {})
+    write_with(path, lambda temporary: picture.save(temporary, format=name, **options))
+
+
+def _describe_codes(codes: Any, path: Path) -> str:
+    units = int(codes.sizes.prod(1).sum())
+    count = sum(codes.layout.num_codes(size) for size in codes.sizes.tolist()) if len(codes) else 0
+    partial = f", the coarsest {len(codes.levels)} of {len(codes.layout.levels)} levels" * (
+        len(codes.levels) < len(codes.layout.levels)
+    )
+    rate = f", {8 * path.stat().st_size / units:.4g} bits per pixel with its header" if units else ""
+    samples = f"{len(codes)} sample{'s' * (len(codes) != 1)}"
+    return f"{samples}, {count} codes{partial}, {path.stat().st_size} bytes{rate}"
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:48].rstrip("-") or "prompt"
+
+
+def _one_line(error: Exception) -> str | None:
+    """The sentence for an error of the user's or of the machine's; None for one of ours."""
+    if hasattr(error, "format_message"):  # of the command line itself
+        context = getattr(error, "ctx", None)
+        return f"{error.format_message()} (see {context.command_path if context else 'vqtok'} --help)"
+    from huggingface_hub.errors import StrictDataclassError
+
+    if not isinstance(error, (ValueError, OSError, ImportError, StrictDataclassError)):
+        return None
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return " ".join(text.split()) or type(error).__name__
+
+
+def _complain(message: str, status: int) -> int:
+    print(f"vqtok: {message}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,57 @@
+"""The base of every config: typed, strict, and closed: a misspelt field is an error that names the nearest known one."""
+# No `from __future__ import annotations` in config files: `strict` reads the annotations and lets strings pass unchecked.
+
+import dataclasses
+import difflib
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+FORMAT = 1
+# Keys that transformers itself passes or writes and that are no dataclass fields.
+_BASE_KEYS = frozenset(
+    ["model_type", "name_or_path", "torch_dtype", "attn_implementation", "experts_implementation", "output_attentions"]
+    + ["num_labels", "use_return_dict", "auto_map"]
+)
+
+
+@strict
+class VQConfig(PreTrainedConfig):
+    """Fields that every vqtok config has.
+
+    Args:
+        vqtok_format: version of the folder; a newer one than this package knows is refused.
+        fingerprint: the code space (see `vqtok.fingerprint`), written at save; None for a model that was never saved.
+    """
+
+    vqtok_format: int = FORMAT
+    fingerprint: str | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        known = {field.name for field in dataclasses.fields(self)}
+        allowed = known | _BASE_KEYS
+        for key in kwargs:
+            if key not in allowed and not key.startswith("_"):
+                near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+                raise ValueError(f"{type(self).__name__} has no field {key!r}. Did you mean {near[0]!r}?")
+        kwargs.pop("auto_map", None)
+        super().__post_init__(**kwargs)
+        if self.vqtok_format > FORMAT:
+            raise ValueError(
+                f"this folder has vqtok_format {self.vqtok_format}, this vqtok knows {FORMAT}: upgrade with pip install -U vqtok"
+            )
+        self.check_ranges()
+
+    def check_ranges(self) -> None:
+        """Refuse impossible values, as a ValueError of one sentence; runs after the types were checked."""
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        # JSON turns lists of numbers into lists; a tuple given by a caller must not make an unequal config.
+        super().__setattr__(key, list(value) if isinstance(value, tuple) else value)
+
+
+def require(condition: bool, config: VQConfig, name: str, wanted: str) -> None:
+    """Raise a ValueError that names the field, its value and what is wanted, unless `condition` holds."""
+    if not condition:
+        raise ValueError(f"{type(config).__name__}.{name} must be {wanted}, got {getattr(config, name)!r}")

@@ -1,0 +1,51 @@
+"""A data set to a code cache: encode every sample and keep the codes beside their captions."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from vqtok.auto import VQTokenizer
+from vqtok.codes import Codes
+from vqtok.prior.data import write_code_cache
+
+
+def encode_dataset(
+    tokenizer: VQTokenizer, dataset: Any, folder: str | Path, batch_size: int = 256, facts: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Write the codes of a map-style data set of {"image": ..., "text": ..., "label": ...} to `folder`; return the manifest.
+
+    Args:
+        tokenizer: a saved one, because codes without a fingerprint cannot be told apart later.
+        dataset: as `vqtok.image.data.load_images` returns it; `text` and `label` are kept where they are.
+        folder: see `vqtok.prior.data.write_code_cache`.
+        facts: more for the manifest.
+
+    Raises:
+        ValueError, FileExistsError, OSError: see `vqtok.prior.data.write_code_cache`.
+    """
+    if tokenizer.fingerprint is None:
+        raise ValueError("this tokenizer was never saved, so its codes have no fingerprint: save_pretrained it first")
+    known = {
+        "dtype": str(tokenizer.model.dtype).removeprefix("torch."),
+        "device": tokenizer.model.device.type,
+        "date": date.today().isoformat(),
+        "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers", "vqtok")},
+        "skipped": [list(map(str, entry)) for entry in getattr(dataset, "skipped", [])],
+    }
+    manifest = write_code_cache(folder, _batches(tokenizer, dataset, batch_size), {**known, **(facts or {})})
+    print(f"wrote {manifest['num_samples']} samples of codes to {folder}", file=sys.stderr)
+    return manifest
+
+
+def _batches(tokenizer: VQTokenizer, dataset: Any, batch_size: int) -> Iterator[tuple[Codes, list[dict[str, Any]]]]:
+    for start in tqdm(range(0, len(dataset), batch_size), desc="encoding", unit="batch", disable=None):
+        items = [dataset[i] for i in range(start, min(start + batch_size, len(dataset)))]
+        extras = [{name: item[name] for name in ("text", "label") if name in item} for item in items]
+        yield tokenizer.encode([item["image"] for item in items], batch_size=batch_size), extras

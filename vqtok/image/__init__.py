@@ -1,0 +1,6 @@
+"""The image room: configuration, model, processor, data."""
+
+from .configuration_image_vq import ImageVQConfig
+from .modeling_image_vq import ImageVQModel
+
+__all__ = ["ImageVQConfig", "ImageVQModel"]

@@ -1,0 +1,137 @@
+"""A data set of the package `datasets` as rows with one column of pictures and a list of captions."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .folder import SPLIT_FOLDERS, hashed_test
+
+
+class Table(NamedTuple):
+    """Rows of pictures.
+
+    Args:
+        rows: a `datasets.Dataset` with the single column `image_column`, whose cells are dicts of `bytes` and `path`,
+            not decoded: PIL reads pictures of all sources in one way.
+        image_column: its name.
+        texts: one caption, or None, per row.
+        title: what to call it in messages.
+    """
+
+    rows: Any
+    image_column: str
+    texts: list[str | None]
+    title: str
+
+
+def is_saved_dataset(folder: Path) -> bool:
+    """Return whether `save_to_disk` of `datasets` wrote this folder."""
+    return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
+
+
+def open_table(
+    source: Any, split: str, caption_column: str | None, image_column: str | None, config_name: str | None
+) -> Table:
+    """Return one split of a data set; the arguments are those of `load_images`.
+
+    Raises:
+        ValueError: if the data set cannot be loaded, has not the split or column asked for, no or several columns of
+            pictures, or rows without the caption asked for.
+    """
+    import datasets  # here, because it takes a second to import
+
+    rows, title = _open_split(source, split, config_name)
+    columns = [name for name, feature in rows.features.items() if isinstance(feature, datasets.Image)]
+    if image_column is None:
+        if len(columns) != 1:
+            found = f"has the columns of pictures {columns}" if columns else "has no column of pictures"
+            raise ValueError(f"{title} {found} among {list(rows.features)}: name one with image_column")
+        image_column = columns[0]
+    elif image_column not in columns:
+        raise ValueError(f"{title} has no column of pictures {image_column!r}: its columns of pictures are {columns}")
+    texts = _texts(rows, title, caption_column)
+    rows = rows.with_format(None).select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
+    return Table(rows, image_column, texts, title)
+
+
+def _texts(rows: Any, title: str, caption_column: str | None) -> list[str | None]:
+    column = "text" if caption_column is None else caption_column
+    if column not in rows.features:
+        if caption_column is not None:
+            raise ValueError(
+                f"{title} has no column {column!r} for the captions: its columns are {list(rows.features)}"
+            )
+        return [None] * len(rows)
+    cells = list(rows.with_format(None).select_columns([column])[column])
+    wrong = next((cell for cell in cells if cell is not None and not isinstance(cell, str)), None)
+    if wrong is not None:
+        raise ValueError(
+            f"{title} has the caption {wrong!r} in column {column!r}: name a column of texts as caption_column"
+        )
+    texts = [cell if cell and cell.strip() else None for cell in cells]
+    if caption_column is not None and None in texts:
+        raise ValueError(
+            f"{title} has no caption in column {column!r} of {texts.count(None)} rows, first row {texts.index(None)}: "
+            "filter them out"
+        )
+    return texts
+
+
+def _open_split(source: Any, split: str, config_name: str | None) -> tuple[Any, str]:
+    """The rows of one split, all columns, and what to call them in messages."""
+    import datasets
+
+    if isinstance(source, (str, os.PathLike)):
+        title, name = f"the data set {source}", str(Path(source).expanduser())
+        if not is_saved_dataset(Path(name)):
+            names = _load(title, datasets.get_dataset_split_names, name, config_name)
+            part, share = _part(title, names, split)
+            return _share(_load(title, datasets.load_dataset, name, config_name, split=part), share), title
+        source = _load(title, datasets.load_from_disk, name)
+    else:
+        title = "the data set"
+    if config_name is not None:
+        raise ValueError(f"{title} has no configuration {config_name!r}: leave out config_name")
+    if isinstance(source, datasets.Dataset):
+        source = {"train": source}
+    elif not isinstance(source, datasets.DatasetDict):
+        raise ValueError(
+            f"a source of type {type(source).__name__} is not supported: give 'digits', a folder, "
+            "the name of a data set, or a datasets.Dataset loaded without streaming"
+        )
+    part, share = _part(title, list(source), split)
+    return _share(source[part], share), title
+
+
+def _load(title: str, load: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    try:
+        return load(*args, **options)
+    except Exception as error:  # whatever the network, the Hub and the readers of many formats raise
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"cannot load {title} ({why}): check the name, or name an existing folder") from error
+
+
+def _part(title: str, names: Sequence[str], split: str) -> tuple[str, str | None]:
+    """Which split to load, and, where "train" has to serve for "test" too, which share of its rows to take."""
+    test = next((name for name in SPLIT_FOLDERS["test"] if name in names), None)
+    if split in ("train", "test") and test is None and "train" in names:
+        return "train", split
+    if split in names:
+        return split, None
+    if split == "test" and test is not None:
+        return test, None
+    if split == "all" and len(names) == 1:
+        return names[0], None
+    raise ValueError(f"{title} has no split {split!r}: its splits are {', '.join(names)}")
+
+
+def _share(rows: Any, share: str | None) -> Any:
+    """The "train" or "test" share of the rows of a data set with one split; None means all."""
+    if share is None:
+        return rows
+    test = set(hashed_test(str(i) for i in range(len(rows))))
+    chosen = rows.select([i for i in range(len(rows)) if (i in test) == (share == "test")])
+    if not len(chosen):
+        raise ValueError(f"split {share!r} of a data set with {len(rows)} rows is empty: add rows, or use split='all'")
+    return chosen

@@ -1,0 +1,52 @@
+"""Convolutional blocks on pictures, `(B, C, H, W)`. Zero padding only, no norms: nothing depends on the rest of the batch."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+
+
+class ResidualStack(nn.Module):
+    """`num_layers` blocks x + conv1x1(relu(conv3x3(relu(x)))), then a relu (van den Oord et al. 2017, section 4.1)."""
+
+    def __init__(self, channels: int, residual_channels: int, num_layers: int):
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.ReLU(),
+                nn.Conv2d(channels, residual_channels, 3, padding=1),
+                nn.ReLU(),
+                nn.Conv2d(residual_channels, channels, 1),
+            )
+            for _ in range(num_layers)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = x + block(x)
+        return nn.functional.relu(x)
+
+
+def downsample(in_channels: int, out_channels: int, factor: int) -> nn.Sequential:
+    """4x4 convolutions of stride 2, halving each side log2(factor) times; the first stages are narrower."""
+    layers: list[nn.Module] = []
+    steps = int(math.log2(factor))
+    channels = in_channels
+    for step in range(steps):
+        width = max(out_channels >> (steps - 1 - step), 16) if in_channels < out_channels else out_channels
+        layers += [nn.Conv2d(channels, width, 4, stride=2, padding=1), nn.ReLU()]
+        channels = width
+    return nn.Sequential(*layers, nn.Conv2d(channels, out_channels, 3, padding=1))
+
+
+def upsample(in_channels: int, out_channels: int, factor: int) -> nn.Sequential:
+    """4x4 transposed convolutions of stride 2, doubling each side log2(factor) times; the last stages are narrower."""
+    layers: list[nn.Module] = []
+    steps = int(math.log2(factor))
+    channels = in_channels
+    for step in range(steps):
+        width = out_channels if step == steps - 1 else max(in_channels >> step, 16)
+        layers += [nn.ConvTranspose2d(channels, width, 4, stride=2, padding=1), nn.ReLU()]
+        channels = width
+    return nn.Sequential(*layers[:-1])

@@ -1,0 +1,256 @@
+"""The one base class of VQ models: encode, decode, forward, embed_codes (docs/design.md, section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from vqtok.codes import CodeLayout, check_range
+from vqtok.configuration import VQConfig
+from vqtok.fingerprint import fingerprint
+from vqtok.outputs import QuantizerOutput, VQDecoderOutput, VQEncoderOutput, VQModelOutput
+from vqtok.quantizers import HierarchicalQuantizer, full_precision
+
+
+class VQPreTrainedModel(PreTrainedModel):
+    """What every room's model promises.
+
+    - *Same codes, same media.* In eval, `forward` decodes the codes of `encode`; `quantized` is the table row itself.
+    - *Codes belong to the sample.* A sample alone, in any batch and with any padding has latents that agree to 1e-5 of their
+      spread, and codes that agree but for near-ties below that bound.
+    - *Precision.* Codebooks stay fp32; `encode` runs in the dtype of the weights without autocast and with TF32 off.
+    - *`encode` never changes state.* In train mode `forward` only accumulates; `update_codebooks()` applies it.
+    - *Fingerprint.* The code space is hashed from encoder, quantizer and preprocessing; entering train mode with anything of
+      these trainable forgets it, because codes may change from then on.
+
+    A room supplies the submodules `encoder`, `quantizer` and `decoder` and the hooks `extract`, `propose`, `synthesise` and
+    `reconstruction_losses`. Only `encoder` and `quantizer` decide codes: the decoder may be fine-tuned freely.
+    """
+
+    config: VQConfig
+    base_model_prefix = "vqtok"
+    # Patterns of parameter names. Not the whole quantizer: transformers would make integers and bools float32 as well.
+    _keep_in_fp32_modules_strict = ["codebook.embedding", "codebook.counts"]  # noqa: RUF012 (the name and form it reads)
+    encoder: nn.Module
+    quantizer: HierarchicalQuantizer
+    decoder: nn.Module
+
+    # -- what a room supplies
+
+    def extract(self, media: Tensor) -> Any:
+        """Features of checked media, as `propose` wants them."""
+        raise NotImplementedError
+
+    def propose(self, features: Any, level: int, quantized: Sequence[Tensor]) -> Tensor:
+        """Channel-last latents of `level`, given the quantized latents of the coarser levels."""
+        raise NotImplementedError
+
+    def synthesise(self, quantized: Sequence[Tensor], keep: Tensor | None = None) -> Tensor:
+        """Media from a prefix of levels of channel-last quantized latents.
+
+        Args:
+            keep: int64 `(B,)`, how many levels of each sample to use; None for all that are given.
+        """
+        raise NotImplementedError
+
+    def reconstruction_losses(self, reconstruction: Tensor, media: Tensor) -> dict[str, Tensor]:
+        """Terms that compare the reconstruction with the input, by name, before their weights."""
+        raise NotImplementedError
+
+    def check_media(self, media: Tensor) -> Tensor:
+        """Refuse input of a wrong shape or dtype with a sentence that names it; return it in the dtype of the weights."""
+        raise NotImplementedError
+
+    # -- the contract
+
+    @property
+    def layout(self) -> CodeLayout:
+        """The static shape of the codes."""
+        return self.config.layout
+
+    @torch.no_grad()
+    def encode(self, media: Tensor) -> VQEncoderOutput:
+        """Codes of a batch. Never changes state, also in train mode.
+
+        Returns:
+            `codes`, `latents`, `quantized`: tuples over levels, coarse to fine.
+        """
+        media = self.check_media(media)
+        with full_precision(media.device.type):
+            features = self.extract(media)
+            levels = self.quantizer.encode(lambda level, quantized: self.propose(features, level, quantized))
+        return VQEncoderOutput(**_by_field(levels))
+
+    def decode(self, codes: Sequence[Tensor]) -> VQDecoderOutput:
+        """Media of codes: a tuple over levels, each int64 `(B, Q, *grid)`; fewer levels than the layout's are a prefix.
+
+        Raises:
+            ValueError: codes out of range, of a wrong dtype, or of shapes that the layout does not have.
+        """
+        return VQDecoderOutput(reconstruction=self.synthesise(self.embed_codes(codes)))
+
+    def embed_codes(self, codes: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The quantized latents of codes: each `(B, Q, *grid)` -> `(B, *grid, D)`."""
+        self._check_codes(codes)
+        return self.quantizer.embed_codes(codes)
+
+    def forward(self, media: Tensor) -> VQModelOutput:
+        """Reconstruct a batch; in training also the losses' gradients and the statistics for `update_codebooks`.
+
+        Returns:
+            `loss` and its unweighted terms `losses`, `reconstruction`, `codes`, `latents`, `quantized`.
+        """
+        media = self.check_media(media)
+        if not self.training:
+            encoded = self.encode(media)
+            fields = {name: encoded[name] for name in ("codes", "latents", "quantized")}
+            reconstruction = self.decode(encoded.codes).reconstruction
+            losses: dict[str, Tensor] = {}
+        else:
+            features = self.extract(media)
+            levels = self.quantizer(lambda level, quantized: self.propose(features, level, quantized))
+            fields = _by_field(levels)
+            reconstruction = self.synthesise(fields["quantized"], self._kept_levels(media))
+            names = {name for level in levels for name in level.losses}
+            losses = {name: sum(level.losses[name] for level in levels) / len(levels) for name in sorted(names)}
+        losses = {**self.reconstruction_losses(reconstruction, media), **losses}
+        loss = sum(value * self._loss_weight(name) for name, value in losses.items())
+        return VQModelOutput(loss=loss, reconstruction=reconstruction, losses=losses, **fields)
+
+    def init_codebooks(self, batches: Iterable[Tensor], max_latents: int = 65_536) -> None:
+        """Set every codebook by k-means over the latents of `batches`, coarse to fine; call it once, before the first step.
+
+        The latents of all processes are joined. A level is initialised before the finer ones see its codes.
+        """
+        batches = list(batches)
+        for level in range(len(self.layout.levels)):
+            rows: list[Tensor] = []
+            for media in batches:
+                if sum(len(part) for part in rows) < max_latents:
+                    latents = self.encode(media).latents[level]
+                    rows.append(latents.reshape(-1, latents.shape[-1]))
+            if not rows:
+                raise ValueError("init_codebooks needs at least one batch")
+            self.quantizer.initialise(level, torch.cat(rows)[:max_latents])
+        self.config.fingerprint = None
+
+    def update_codebooks(self) -> None:
+        """Apply what training passes accumulated: one collective, the EMA, the revival. Call it after `optimizer.step()`."""
+        self.quantizer.update()
+
+    def freeze_codes(self) -> None:
+        """Keep the code space: encoder and quantizer stop learning, so that only the decoder is fine-tuned."""
+        self.encoder.requires_grad_(False)
+        self.quantizer.freeze()
+
+    def code_fingerprint(self, preprocessing: dict[str, Any]) -> str:
+        """The fingerprint of encoder, quantizer tables and `preprocessing` as they are now (see `vqtok.fingerprint`)."""
+        state = self.state_dict()
+        bookkeeping = (".counts", ".updates", ".initialised")
+        tensors = {
+            name: value
+            for name, value in state.items()
+            if name.startswith(("encoder.", "quantizer.")) and not name.endswith(bookkeeping)
+        }
+        return fingerprint({**self.config.code_fields, "preprocessing": preprocessing}, tensors)
+
+    def train(self, mode: bool = True) -> VQPreTrainedModel:
+        parameters = (*self.encoder.parameters(), *self.quantizer.parameters())
+        codebooks = self.quantizer.codebooks  # the table of an EMA codebook is no parameter, and moves all the same
+        if mode and (any(p.requires_grad for p in parameters) or not all(codebook.frozen for codebook in codebooks)):
+            self.config.fingerprint = None
+        return super().train(mode)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):  # type: ignore[no-untyped-def]
+        """As transformers does, but safetensors only, and every weight must be there and fit.
+
+        Raises:
+            OSError: the folder or repository has no safetensors.
+            ValueError: the file is damaged, or weights are missing from it, unknown, or of another shape than the config says;
+                they are named.
+        """
+        return load_checked(super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        # transformers' default is normal(0, 0.02) for every layer, far below what convolutions without norms need, so torch's
+        # own initialisation is kept. transformers patches torch.nn.init while it loads: values from the file stay.
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+
+    def _kept_levels(self, media: Tensor) -> Tensor | None:
+        dropout = getattr(self.config, "level_dropout", 0.0)
+        num_levels = len(self.layout.levels)
+        if num_levels == 1:
+            return None
+        # Also without dropout, so that the null vectors are part of every training pass: DDP waits for all parameters.
+        batch = media.shape[0]
+        dropped = torch.rand(batch) < dropout
+        kept = torch.where(dropped, torch.randint(1, num_levels, (batch,)), num_levels)
+        return kept.to(media.device)
+
+    def _loss_weight(self, name: str) -> float:
+        return {
+            "commitment_loss": getattr(self.config, "commitment_weight", 1.0),
+            "codebook_loss": getattr(self.config, "codebook_loss_weight", 1.0),
+        }.get(name, 1.0)
+
+    def _check_codes(self, codes: Sequence[Tensor]) -> None:
+        levels = self.layout.levels
+        if not isinstance(codes, Sequence) or not all(isinstance(value, Tensor) for value in codes):
+            raise ValueError(
+                f"codes are a tuple of int64 tensors, one per level, coarse to fine, got {type(codes).__name__}; "
+                "of a `Codes` give its levels"
+            )
+        if not 1 <= len(codes) <= len(levels):
+            raise ValueError(f"codes must have 1 to {len(levels)} levels, coarse to fine, got {len(codes)}")
+        for index, (value, level) in enumerate(zip(codes, levels, strict=False)):
+            if (
+                value.dtype != torch.int64
+                or value.ndim != 2 + self.layout.ndim
+                or not 1 <= value.shape[1] <= level.num_codebooks
+                or 0 in value.shape[2:]
+            ):
+                raise ValueError(
+                    f"level {index}: codes must be int64 (B, 1<=Q<={level.num_codebooks}, *grid), got {value.dtype} {tuple(value.shape)}"
+                )
+            ratio = levels[0].stride // level.stride
+            wanted = (codes[0].shape[0], *(n * ratio for n in codes[0].shape[2:]))
+            if (value.shape[0], *value.shape[2:]) != wanted:
+                raise ValueError(
+                    f"level {index}: batch and grid must be {wanted}, as level 0 says, got {tuple(value.shape)}"
+                )
+            check_range(value, level.codebook_size, f"level {index}")
+
+
+def load_checked(from_pretrained: Callable[..., Any], source: Any, *args: Any, **kwargs: Any) -> Any:
+    """What `from_pretrained` of transformers loads, but safetensors only, and every weight must be there and fit.
+
+    Raises:
+        OSError: the folder or repository has no safetensors.
+        ValueError: the file is damaged, or weights are missing from it, unknown, or of another shape than the config says; they
+            are named.
+    """
+    wants_info = kwargs.pop("output_loading_info", False)
+    # Mismatches are not ignored, they are collected: transformers' own error does not name them.
+    ours = {"output_loading_info": True, "use_safetensors": True, "ignore_mismatched_sizes": True}
+    try:
+        model, info = from_pretrained(source, *args, **{**kwargs, **ours})
+    except SafetensorError as error:
+        raise ValueError(
+            f"{source}: the weights file is truncated or damaged ({error}): save or download it again"
+        ) from error
+    names = ("missing_keys", "mismatched_keys", "unexpected_keys")
+    if problems := {name: sorted(map(str, info[name]))[:5] for name in names if info[name]}:
+        raise ValueError(f"{source}: the weights do not fit the config: {problems}")
+    return (model, info) if wants_info else model
+
+
+def _by_field(levels: Sequence[QuantizerOutput]) -> dict[str, tuple[Tensor, ...]]:
+    return {name: tuple(getattr(level, name) for level in levels) for name in ("codes", "latents", "quantized")}

@@ -1,0 +1,17 @@
+"""The prior: a decoder-only transformer over codes, conditioned on text, a class, or nothing."""
+
+from .configuration_code_prior import CodePriorConfig
+from .modeling_code_prior import CodePriorModel
+from .sampling import CodeScores, SamplingSettings
+from .sequence import pad_conditions
+from .text import encode_prompts, train_text_tokenizer
+
+__all__ = [
+    "CodePriorConfig",
+    "CodePriorModel",
+    "CodeScores",
+    "SamplingSettings",
+    "encode_prompts",
+    "pad_conditions",
+    "train_text_tokenizer",
+]

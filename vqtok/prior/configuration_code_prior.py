@@ -1,0 +1,164 @@
+"""Configuration of the prior over codes."""
+# No `from __future__ import annotations` in config files: `strict` reads the annotations and lets strings pass unchecked.
+
+import copy
+import dataclasses
+import difflib
+import math
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import CONFIG_MAPPING, AutoConfig, GenerationConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from vqtok.codes import CodeLayout
+from vqtok.configuration import VQConfig, require
+from vqtok.vocabulary import CodeVocabulary
+
+from .sequence import ORDERS
+
+CONDITIONS = ("text", "class", "none")
+DEFAULT_BACKBONE = {
+    "model_type": "llama",
+    "hidden_size": 256,
+    "intermediate_size": 704,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 8192,
+}
+# What config.json of any model may hold beside the fields of its config class.
+_LEGACY_KEYS = frozenset(["model_type", "torch_dtype", "rope_theta", "rope_scaling", "name_or_path", "auto_map", "use_cache", "attn_implementation"])
+
+
+@strict
+class CodePriorConfig(VQConfig):
+    """Configuration of `CodePriorModel`: a decoder-only transformer over the codes of one layout.
+
+    `fingerprint` is the code space that the prior was trained on.
+
+    Args:
+        layout: the codes, as `CodeLayout.to_dict` describes them.
+        condition: what a sample is told to be: "text", "class" or "none".
+        text_size: number of text tokens (`len(tokenizer)`) or of classes; 0 without condition.
+        max_text_length: the most tokens of a text.
+        max_grid: the largest extent of the coarsest grid.
+        order: order of the codes in the sequence; "flat" is coarse to fine, each level in raster order.
+        condition_dropout: chance that a training sample loses its condition, from which guidance and unconditional sampling live.
+        backbone_config: config of any decoder-only model of transformers, as a dict with `model_type` or as a config object;
+            a small Llama if absent. Its `vocab_size` is set from the vocabulary.
+
+    Example:
+        >>> layout = {"ndim": 2, "levels": [{"stride": 8, "num_codebooks": 1, "codebook_size": 256}]}
+        >>> config = CodePriorConfig(layout=layout, condition="class", text_size=10)
+        >>> config.vocabulary.size, config.backbone_config.vocab_size
+        (332, 384)
+    """
+
+    model_type = "vqtok_prior"
+    sub_configs_defaults = {"backbone_config": SubConfigSpec(config_class=AutoConfig, model_type="llama")}  # noqa: RUF012
+
+    layout: dict[str, Any] = dataclasses.field(default_factory=dict)
+    condition: str = "none"
+    text_size: int = 0
+    max_text_length: int = 64
+    max_grid: int = 64
+    order: str = "flat"
+    condition_dropout: float = 0.1
+    backbone_config: dict[str, Any] | PreTrainedConfig | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.backbone_config = _backbone(self.backbone_config)
+        super().__post_init__(**kwargs)
+        # Its own special tokens mean nothing here. A padding id would even freeze the embedding of the text token with that id.
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+            setattr(self.backbone_config, name, None)
+        self.backbone_config.vocab_size = self.vocabulary.padded_size
+
+    def check_ranges(self) -> None:
+        """Refuse values that no model can be built from, before anything is allocated."""
+        require(bool(self.layout), self, "layout", "the dict of a CodeLayout (take it from the tokenizer or the codes)")
+        layout = CodeLayout.from_dict(self.layout)
+        require(self.condition in CONDITIONS, self, "condition", "one of 'text', 'class' and 'none'")
+        if self.condition == "none":
+            require(self.text_size == 0, self, "text_size", "0 for a prior without condition")
+        else:
+            require(1 <= self.text_size <= 1 << 22, self, "text_size", "the number of text tokens or classes, at least 1")
+        require(1 <= self.max_text_length <= 1 << 16, self, "max_text_length", "from 1 to 65536")
+        require(1 <= self.max_grid <= 1 << 20, self, "max_grid", "from 1 to 1048576")
+        require(self.order in ORDERS, self, "order", " or ".join(map(repr, ORDERS)))
+        dropout = self.condition_dropout
+        require(math.isfinite(dropout) and 0 <= dropout < 1, self, "condition_dropout", "a probability in [0, 1)")
+        CodeVocabulary(layout, self.text_size, self.max_grid)
+        if self.extent > 1 << 22:
+            raise ValueError(
+                f"CodePriorConfig.max_grid {self.max_grid} makes grids of up to {self.extent} codes along an axis at the finest level; "
+                "at most 4194304 are possible: choose a smaller max_grid"
+            )
+
+    @property
+    def vocabulary(self) -> CodeVocabulary:
+        """The ids of text, special tokens and codes."""
+        return CodeVocabulary(CodeLayout.from_dict(self.layout), self.text_size, self.max_grid)
+
+    @property
+    def ratios(self) -> tuple[int, ...]:
+        """How many cells of the finest grid one cell of each level covers along an axis."""
+        strides = [level["stride"] for level in self.layout["levels"]]
+        return tuple(stride // strides[-1] for stride in strides)
+
+    @property
+    def extent(self) -> int:
+        """Cells of the largest finest grid along an axis."""
+        return self.max_grid * self.ratios[0]
+
+    @property
+    def prefix_length(self) -> int:
+        """The position of the token `begin`, however long the condition before it is."""
+        return self.max_text_length if self.condition == "text" else 1
+
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
+        """The backbone's config: what transformers reads to make caches and masks."""
+        return self.backbone_config
+
+
+def _backbone(value: dict[str, Any] | PreTrainedConfig | None) -> PreTrainedConfig:
+    """A config of the caller's own, checked to be decoder-only."""
+    if isinstance(value, PreTrainedConfig):
+        config = copy.deepcopy(value)
+    else:
+        fields = dict(DEFAULT_BACKBONE if value is None else value)
+        model_type = fields.pop("model_type", None)
+        if model_type not in CONFIG_MAPPING:
+            near = difflib.get_close_matches(str(model_type), MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, n=1, cutoff=0.0)[0]
+            raise ValueError(
+                f"backbone_config needs a model_type that transformers knows, such as 'llama' or 'gpt2', got {model_type!r}"
+                + (f". Did you mean {near!r}?" if model_type else "")
+            )
+        config_class = CONFIG_MAPPING[model_type]
+        _check_names(config_class, fields)
+        config = config_class(**fields)
+    # Encoders say `is_decoder=False`; so does GPT-NeoX, which never reads it.
+    is_encoder = getattr(config, "is_decoder", True) is False and not config.model_type.startswith("gpt_neox")
+    if config.is_encoder_decoder or is_encoder or config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        kind = "an encoder-decoder" if config.is_encoder_decoder else "an encoder, or no language model,"
+        raise ValueError(
+            f"backbone_config: {config.model_type!r} is {kind} and cannot predict codes one after another; "
+            "choose a decoder-only model such as 'llama', 'gpt2', 'qwen3' or 'mistral'"
+        )
+    for name in ("hidden_size", "num_hidden_layers", "num_attention_heads"):
+        number = getattr(config, name, None)
+        if not isinstance(number, int) or isinstance(number, bool) or not 1 <= number <= 1 << 16:
+            raise ValueError(f"backbone_config.{name} must be from 1 to 65536, got {number!r}")
+    return config
+
+
+def _check_names(config_class: type[PreTrainedConfig], fields: dict[str, Any]) -> None:
+    known = {field.name for field in dataclasses.fields(config_class)} | set(config_class.attribute_map)
+    # Some classes compute attributes, which their saved form holds too.
+    allowed = known | _LEGACY_KEYS | set(GenerationConfig._get_default_generation_params()) | set(config_class().to_dict())
+    for key in fields:
+        if key not in allowed and not key.startswith("_"):
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+            raise ValueError(f"backbone_config: {config_class.__name__} has no field {key!r}. Did you mean {near!r}?")

@@ -1,0 +1,134 @@
+"""Words as conditions: a byte-pair tokenizer of one's own captions, and prompts that are checked against what was seen."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+
+from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
+from tokenizers.models import BPE
+from tokenizers.trainers import BpeTrainer
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+
+def train_text_tokenizer(captions: Iterable[str], vocab_size: int = 1024) -> PreTrainedTokenizerFast:
+    """Return a byte-level byte-pair tokenizer (as GPT-2's) of these captions.
+
+    Runs of white space count as one space; case is kept. Any text can be encoded, so nothing is unknown, and there are no special
+    tokens: the prior brings its own. Words become single tokens as long as `vocab_size` allows, the frequent ones first.
+
+    Args:
+        captions: texts to learn from.
+        vocab_size: at most so many tokens, at least 257 (every byte has one).
+
+    Example:
+        >>> tokenizer = train_text_tokenizer(["a red three", "a blue seven"])
+        >>> len(tokenizer("a blue three").input_ids), tokenizer.decode(tokenizer("a  blue three").input_ids)
+        (3, ' a blue three')
+
+    Raises:
+        ValueError: no captions, or a vocabulary too small for the bytes.
+    """
+    captions = [_text(caption, f"caption {index}") for index, caption in enumerate(captions)]
+    if not captions:
+        raise ValueError("there are no captions to learn a text tokenizer from: give at least one")
+    if vocab_size < 257:
+        raise ValueError(f"vocab_size must be at least 257 (256 bytes and one merge), got {vocab_size}")
+    tokenizer = Tokenizer(BPE())
+    spaces = normalizers.Replace(Regex(r"\s+"), " ")
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Strip(), spaces])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer.train_from_iterator(
+        captions, BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False)
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+def encode_prompts(
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    max_length: int,
+    seen_ids: Iterable[int] | None = None,
+) -> list[list[int]]:
+    """Return the token ids of each prompt, without special tokens; training captions go through the same function.
+
+    Args:
+        tokenizer: any text tokenizer of transformers.
+        prompts: texts.
+        max_length: the most tokens the prior takes.
+        seen_ids: tokens that occurred in the training captions; None asks for nothing.
+
+    Raises:
+        ValueError: a prompt that is empty, too long, or has a word that the captions never had; the nearest known words are named.
+    """
+    seen = None if seen_ids is None else frozenset(seen_ids)
+    texts = [_text(prompt, f"prompt {index}") for index, prompt in enumerate(prompts)]
+    encoded = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
+    for index, (text, ids) in enumerate(zip(texts, encoded, strict=True)):
+        if len(ids) > max_length:
+            raise ValueError(
+                f"prompt {index} has {len(ids)} tokens, this prior takes at most {max_length}: shorten {_short(text)!r}"
+            )
+        if seen is not None and not seen.issuperset(ids):
+            word = next(word for word in [*text.split(), text] if not seen.issuperset(_ids(tokenizer, word)) or word == text)
+            near = _nearest(word, _words(tokenizer, seen))
+            raise ValueError(
+                f"prompt {index}: the training captions never had the word {_short(word)!r}; "
+                f"the nearest known words are {', '.join(map(repr, near))}"
+            )
+    return encoded
+
+
+def seen_token_ids(encoded: Iterable[Iterable[int]]) -> list[int]:
+    """The sorted ids that occur in encoded captions."""
+    return sorted({token for ids in encoded for token in ids})
+
+
+def to_ranges(ids: Iterable[int]) -> list[list[int]]:
+    """Sorted ids as inclusive ranges, for JSON.
+
+    Example:
+        >>> to_ranges([3, 4, 5, 9])
+        [[3, 5], [9, 9]]
+    """
+    ranges: list[list[int]] = []
+    for value in sorted(ids):
+        if ranges and value == ranges[-1][1] + 1:
+            ranges[-1][1] = value
+        else:
+            ranges.append([value, value])
+    return ranges
+
+
+def from_ranges(ranges: Iterable[Sequence[int]]) -> list[int]:
+    """The exact inverse of `to_ranges`."""
+    return [value for first, last in ranges for value in range(first, last + 1)]
+
+
+def _text(value: str, where: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{where} must be a text, got {value!r}")
+    if not value.strip():
+        raise ValueError(f"{where} is empty: write what is wanted, or give None for a sample without condition")
+    return value
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False).input_ids
+
+
+def _words(tokenizer: PreTrainedTokenizerBase, seen: Iterable[int]) -> list[str]:
+    decoded = (tokenizer.decode([token]).strip() for token in sorted(seen))
+    return [word for word in decoded if re.search(r"\w", word)]
+
+
+def _nearest(word: str, known: list[str]) -> list[str]:
+    by_lower = {candidate.lower(): candidate for candidate in known}
+    return [by_lower[match] for match in difflib.get_close_matches(word.lower(), by_lower, n=3, cutoff=0.0)]
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,96 @@
+"""Checkpoints of one's own runs: accelerate's state, the averaged weights and one JSON, in a folder that is whole or absent.
+
+They are trusted and never published: accelerate keeps optimizer states in torch's format.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+
+from vqtok.files import write_json
+
+from .arguments import FREE_ARGUMENTS
+from .averaging import WeightAverage
+
+
+def save_checkpoint(
+    accelerator: Accelerator, folder: str | Path, state: dict[str, Any], average: WeightAverage | None, keep: int
+) -> Path:
+    """Write `folder/step-N` (N = state["step"]) and remove all but the `keep` newest.
+
+    Raises:
+        OSError: the disk is full, say; the earlier checkpoints are untouched and the half-written one is gone.
+    """
+    folder = Path(folder)
+    target, partial = folder / f"step-{state['step']}", folder / f".step-{state['step']}.partial"
+    if accelerator.is_main_process:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    try:
+        accelerator.save_state(str(partial))
+        if accelerator.is_main_process:
+            if average is not None:
+                save_file(average.values, partial / "averaged.safetensors")
+            write_json(partial / "state.json", {**state, "averaged_updates": 0 if average is None else average.updates})
+    except (OSError, RuntimeError) as error:  # torch and safetensors report a full disk as a RuntimeError of their own
+        shutil.rmtree(partial, ignore_errors=True)
+        raise OSError(
+            f"could not write the checkpoint {target}: {error}. Earlier checkpoints are whole: free some space and start the same "
+            "command again"
+        ) from error
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        shutil.rmtree(target, ignore_errors=True)
+        partial.rename(target)
+        for old in checkpoints(folder)[:-keep]:
+            shutil.rmtree(old, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    return target
+
+
+def load_checkpoint(
+    accelerator: Accelerator, folder: str | Path, arguments: dict[str, Any], average: WeightAverage | None
+) -> dict[str, Any] | None:
+    """Restore everything from the newest checkpoint in `folder`; None when there is none.
+
+    Raises:
+        ValueError: the run was started with other arguments; each is named with both values.
+    """
+    found = checkpoints(folder)
+    if not found:
+        return None
+    state = json.loads((found[-1] / "state.json").read_text(encoding="utf-8"))
+    _check_arguments(state["arguments"], arguments, found[-1])
+    accelerator.load_state(str(found[-1]))
+    if average is not None:
+        for name, value in load_file(found[-1] / "averaged.safetensors").items():
+            average.values[name].copy_(value)
+        average.updates = state["averaged_updates"]
+    return state
+
+
+def checkpoints(folder: str | Path) -> list[Path]:
+    """The complete checkpoints in `folder`, oldest first."""
+    named = [(re.fullmatch(r"step-(\d+)", path.name), path) for path in Path(folder).glob("step-*")]
+    return [path for _, path in sorted((int(m[1]), p) for m, p in named if m and (p / "state.json").exists())]
+
+
+def _check_arguments(before: dict[str, Any], now: dict[str, Any], checkpoint: Path) -> None:
+    changed = [
+        f"{name} was {before.get(name)!r}, now {now.get(name)!r}"
+        for name in sorted(set(before) | set(now))
+        if name not in FREE_ARGUMENTS and before.get(name) != now.get(name)
+    ]
+    if changed:
+        raise ValueError(
+            f"{checkpoint} is of a run with other arguments ({'; '.join(changed)}): give the old ones to continue it, or another "
+            "--output_dir for a new run"
+        )

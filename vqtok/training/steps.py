@@ -1,0 +1,128 @@
+"""What one training step does: a tokenizer's, a prior's. When it happens is the loop's business."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from .arguments import TrainingArguments
+from .averaging import WeightAverage
+
+
+class OptimizerStep:
+    """One AdamW step over the micro-batches of a step: forward, backward, clipping, update, weight average.
+
+    A subclass says what a micro-batch is: `compute(batch) -> (loss, metrics)`, and what follows the update: `after_update()`.
+
+    Attributes:
+        model: the bare model; `prepared` is what accelerate made of it.
+        average: the running average of the weights, None when switched off.
+    """
+
+    def __init__(self, accelerator: Accelerator, model: nn.Module, args: TrainingArguments):
+        self.accelerator, self.model, self.args = accelerator, model, args
+        optimizer = torch.optim.AdamW(
+            _parameter_groups(model, args.weight_decay),
+            lr=args.learning_rate,
+            betas=(0.9, args.adam_beta2),
+            fused=True,
+        )
+        self.prepared, self.optimizer = accelerator.prepare(model, optimizer)
+        self.average = WeightAverage(model, args.average_decay) if args.average_decay else None
+
+    def __call__(self, micro_batches: Sequence[Any], learning_rate: float) -> dict[str, Tensor]:
+        """Do one optimizer step and return its metrics, averaged over the micro-batches of this process."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        collected: list[dict[str, Tensor]] = []
+        for index, batch in enumerate(micro_batches):
+            last = index == len(micro_batches) - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.prepared):
+                with self.accelerator.autocast():
+                    loss, metrics = self.compute(batch)
+                self.accelerator.backward(loss / len(micro_batches))
+            collected.append({"loss": loss.detach(), **metrics})
+        metrics = {name: torch.stack([part[name] for part in collected]).mean(0) for name in collected[0]}
+        norm = self.accelerator.clip_grad_norm_(self.prepared.parameters(), self.args.max_grad_norm or float("inf"))
+        metrics["grad_norm"] = norm.detach()
+        # Checked before the update, so that the weights stay finite. With fp16 the gradient scaler skips such steps itself.
+        if self.args.mixed_precision != "fp16" and not bool(torch.isfinite(norm) & torch.isfinite(metrics["loss"])):
+            raise FloatingPointError(
+                f"the loss is {float(metrics['loss'])} and the gradient's norm {float(norm)}: lower --learning_rate, or use "
+                "--mixed_precision no. The last checkpoint is whole"
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.after_update()
+        if self.average is not None:
+            self.average.update(self.model)
+        return metrics
+
+    def begin(self, micro_batches: Iterator[Any]) -> None:
+        """What must happen once, before the first step of a run that does not continue another; some data to do it with."""
+
+    def compute(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of a micro-batch, and what to log."""
+        raise NotImplementedError
+
+    def after_update(self) -> None:
+        """Whatever must follow the optimizer's update."""
+
+    def health(self) -> str:
+        """A few words for the log line."""
+        return ""
+
+
+class TokenizerStep(OptimizerStep):
+    """A step of a VQ model: its losses, then the update of its codebooks. A batch is the tensor that the model takes."""
+
+    def begin(self, micro_batches: Iterator[Tensor]) -> None:
+        """Initialise fresh codebooks from data."""
+        fresh = [codebook for codebook in self.model.quantizer.codebooks if not codebook.initialised]
+        if fresh:
+            self.model.init_codebooks(batch.to(self.accelerator.device) for batch in micro_batches)
+
+    def compute(self, batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        output = self.prepared(batch.to(self.accelerator.device))
+        return output.loss, {name: value.detach() for name, value in output.losses.items()}
+
+    def after_update(self) -> None:
+        self.model.update_codebooks()
+
+    def health(self) -> str:
+        """Perplexity of each codebook's running use beside its size, coarse to fine."""
+        parts = []
+        for codebook in self.model.quantizer.codebooks:
+            p = codebook.counts / codebook.counts.sum()
+            parts.append(f"{float((-(p * p.clamp_min(1e-12).log()).sum()).exp()):.0f}/{len(p)}")
+        return "codes " + " ".join(parts)
+
+
+class PriorStep(OptimizerStep):
+    """A step of a prior: mean nats per predicted token. A batch is the dict of keyword arguments that the model takes."""
+
+    def compute(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        device = self.accelerator.device
+        moved = {
+            name: tuple(v.to(device) for v in value) if isinstance(value, tuple) else value.to(device)
+            for name, value in batch.items()
+        }
+        output = self.prepared(**moved)
+        nats = {f"nats_level_{i}": value for i, value in enumerate(output.nats_per_code.detach())}
+        return output.loss, nats
+
+
+def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Weight decay for matrices and kernels; none for biases, norms, embeddings of positions and codebooks."""
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    if not trained:
+        raise ValueError("nothing to train: every parameter of this model is frozen")
+    decayed = [p for name, p in trained if p.ndim >= 2 and "quantizer" not in name and "embed" not in name]
+    rest = [p for name, p in trained if not (p.ndim >= 2 and "quantizer" not in name and "embed" not in name)]
+    assert len(decayed) + len(rest) == len(trained)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
