@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -28,6 +27,7 @@ from vqtok.evaluation.digit_judge import DigitJudge
 from vqtok.evaluation.html import Page
 from vqtok.evaluation.pictures import contact_sheet
 from vqtok.evaluation.plots import code_map, curves, usage_bars
+from vqtok.evaluation.report import machine
 from vqtok.files import write_json, write_text, write_with
 from vqtok.image.digits import CaptionedDigits
 from vqtok.prior.data import MANIFEST
@@ -174,7 +174,7 @@ def _metrics(folder: Path, judged: dict[str, Any], stages: Stages) -> dict[str, 
         "samples_per_second": held_out["samples_per_second"],
         "num_judged": len(held_out["captions"]),
         "seconds_per_stage": {name: round(value, 1) for name, value in stages.done.items()},
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        "machine": ", ".join(f"{key} {value}" for key, value in machine(torch.device("cpu")).items()),
         "date": date.today().isoformat(),
     }
 

@@ -25,8 +25,9 @@ from vqtok import CodePriorConfig, CodePriorModel, VQPipeline, VQTokenizer
 from vqtok.auto import config_folder
 from vqtok.encoding import encode_dataset
 from vqtok.evaluation.pictures import contact_sheet
-from vqtok.files import write_json
+from vqtok.files import write_json, write_text
 from vqtok.fingerprint import check_fingerprint
+from vqtok.hub.card import pipeline_card
 from vqtok.image.data import load_images
 from vqtok.prior.data import MANIFEST, CodeDataset, prior_collate
 from vqtok.prior.text import train_text_tokenizer
@@ -64,6 +65,10 @@ class PriorArguments:
         default=None, metadata={"help": "A tokenizer of transformers; None trains a byte-pair one."}
     )
     text_vocab_size: int = field(default=1024, metadata={"help": "Most entries of a byte-pair tokenizer trained here."})
+    attn_implementation: str | None = field(
+        default=None,
+        metadata={"help": "Attention of the backbone while training (sdpa, eager, ...); None is transformers' choice."},
+    )
     eval_samples: int = field(default=512, metadata={"help": "Held-out samples of an evaluation."})
 
 
@@ -74,8 +79,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     torch.manual_seed(args.seed)
     vq_tokenizer = VQTokenizer.from_pretrained(script.tokenizer)
     codes, train, test = _codes(accelerator, vq_tokenizer, script, args)
-    config, condition, text_tokenizer = _build(accelerator, script, args, codes)
+    config, condition, text_tokenizer, seen = _build(accelerator, script, args, codes)
     model = CodePriorModel(config)
+    if script.attn_implementation:
+        model.set_attn_implementation(script.attn_implementation)
+    if (Path(config_folder(script.config)) / "generation_config.json").exists():  # the recipe's sampling defaults
+        model.generation_config.update(**_json(script.config, "generation_config.json"))
     parameters = sum(p.numel() for p in model.parameters())
     accelerator.print(
         f"{len(train)} samples to train on, {len(test)} to test; {parameters:,} parameters", file=sys.stderr
@@ -97,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     metrics: dict[str, Any] = {}
     if accelerator.is_main_process:
         model.eval()
-        pipeline = VQPipeline(model, vq_tokenizer, text_tokenizer)
+        pipeline = VQPipeline(model, vq_tokenizer, text_tokenizer, seen)
         metrics = _publish(pipeline, evaluate(args.max_steps), test, script, args, history)
     finish(accelerator)
     return metrics
@@ -135,11 +144,11 @@ def _groups(codes: CodeDataset, train: Subset) -> list[np.ndarray]:
 
 def _build(
     accelerator: Accelerator, script: PriorArguments, args: TrainingArguments, codes: CodeDataset
-) -> tuple[CodePriorConfig, Callable[[dict[str, Any]], list[int] | None], Any]:
-    """The prior's config, how a sample becomes condition ids, and the text tokenizer if there is one."""
-    recipe = json.loads((Path(config_folder(script.config)) / "config.json").read_text(encoding="utf-8"))
+) -> tuple[CodePriorConfig, Callable[[dict[str, Any]], list[int] | None], Any, set[int] | None]:
+    """The prior's config, how a sample becomes condition ids, the text tokenizer if there is one, and the ids it was trained on."""
+    recipe = _json(script.config, "config.json")
     kind = recipe.get("condition", "none")
-    text_tokenizer, text_size, longest = None, 0, 1
+    text_tokenizer, text_size, longest, seen = None, 0, 1, None
     if kind == "text":
         captions = sorted(set(_column(codes, "text", script)))
         text_tokenizer = (
@@ -150,6 +159,8 @@ def _build(
         rows = text_tokenizer(captions, add_special_tokens=False)["input_ids"]
         text_size, longest = len(text_tokenizer), max(len(row) for row in rows)
         known = dict(zip(captions, rows, strict=True))
+        if not script.text_tokenizer:  # a pretrained one knows words that these captions do not have
+            seen = {token for row in rows for token in row}
     elif kind == "class":
         text_size = max(_column(codes, "label", script)) + 1
 
@@ -169,7 +180,11 @@ def _build(
             "fingerprint": codes.fingerprint,
         }
     )
-    return config, condition, text_tokenizer
+    return config, condition, text_tokenizer, seen
+
+
+def _json(config: str, file: str) -> dict[str, Any]:
+    return json.loads((Path(config_folder(config)) / file).read_text(encoding="utf-8"))
 
 
 def _column(codes: CodeDataset, name: str, script: PriorArguments) -> list[Any]:
@@ -233,6 +248,7 @@ def _publish(
     }
     write_json(folder / "metrics.json", metrics)
     kind = pipeline.prior.config.condition
+    write_text(folder / "README.md", pipeline_card(folder.resolve().name, metrics, read_recipe(folder), kind))
     prompts = (
         None if kind == "none" else [test[i]["text" if kind == "text" else "label"] for i in range(min(8, len(test)))]
     )

@@ -23,7 +23,8 @@ from vqtok import VQTokenizer
 from vqtok.auto import config_folder
 from vqtok.evaluation.pictures import contact_sheet
 from vqtok.evaluation.report import evaluate as evaluate_tokenizer
-from vqtok.files import write_json
+from vqtok.files import write_json, write_text
+from vqtok.hub.card import tokenizer_card
 from vqtok.image.data import CropDataset, load_images, skipped_summary
 from vqtok.training import (
     StepSampler,
@@ -145,13 +146,16 @@ def _publish(
     folder = Path(args.output_dir)
     tokenizer.save_pretrained(folder)
     save_training(folder, {**asdict(script), **asdict(args)}, history)
-    metrics = evaluate_tokenizer(tokenizer, test)
+    metrics = evaluate_tokenizer(tokenizer, test, name=folder.resolve().name)
     write_json(folder / "metrics.json", metrics)
+    write_text(folder / "README.md", tokenizer_card(metrics["name"], metrics, read_recipe(folder)))
     originals = [test[i]["image"] for i in range(min(8, len(test)))]
     (folder / "samples").mkdir(exist_ok=True)
     contact_sheet([originals, tokenizer.reconstruct(originals)]).save(folder / "samples" / "reconstructions.png")
     print(tokenizer)
-    print(f"PSNR {metrics['psnr_db']:.2f} dB, usage {metrics['usage']}, perplexity {metrics['perplexity']}")
+    shares = " ".join(f"{used:.1%}" for used in metrics["usage"])
+    perplexities = " ".join(f"{value:.1f}" for value in metrics["perplexity"])
+    print(f"PSNR {metrics['psnr_db']:.2f} dB, usage {shares}, perplexity {perplexities}")
     print(f"wrote {folder}: from vqtok import VQTokenizer; VQTokenizer.from_pretrained({str(folder)!r})")
     return metrics
 

@@ -1,51 +1,29 @@
-"""The facade: order, sizes and state of encode and decode, files, fingerprints, pickling."""
-
-import json
-import pickle
+"""The facade: order, sizes and state of encode and decode, and whose codes are whose."""
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from transformers import AutoModel
+from safetensors.torch import load_file, save_file
 
-import vqtok.auto.tokenizer
-from vqtok.auto import VQTokenizer, bits_per_unit
+import vqtok.auto.batches
+from tests.tiny import assert_same_codes, make_tokenizer, picture
+from vqtok.auto import VQTokenizer
 from vqtok.codes import Codes
-from vqtok.hub import folders
-from vqtok.image import ImageVQConfig, ImageVQModel
 from vqtok.image.image_processing_image_vq import ImageVQImageProcessor
 
 SIZES = [(30, 21), (16, 16), (9, 40), (31, 20), (8, 8), (17, 33), (16, 16), (32, 24)]
-TINY = {"strides": [8, 4], "codebook_sizes": [16, 32], "hidden_size": 16, "residual_size": 8, "codebook_dim": 4}
-
-
-def picture(height, width, seed=0):
-    """Coarse noise, so that codes differ from place to place."""
-    rng = np.random.default_rng([seed, height, width])
-    small = Image.fromarray(rng.integers(0, 256, (height // 4 + 1, width // 4 + 1, 3), dtype=np.uint8))
-    return small.resize((width, height))
-
-
-def make(seed=0, **changes):
-    torch.manual_seed(seed)
-    model = ImageVQModel(ImageVQConfig(**{**TINY, **changes})).eval()
-    tokenizer = VQTokenizer(model, ImageVQImageProcessor(stride=model.layout.stride))
-    pixels = torch.stack([tokenizer.processor.prepare(picture(64, 64, s))[0] for s in range(4)])
-    model.init_codebooks([pixels])
-    return tokenizer
 
 
 @pytest.fixture(scope="module")
 def shared():
     """For tests that only read."""
-    return make()
+    return make_tokenizer()
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved")
-    make().save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
     return folder
 
 
@@ -55,12 +33,6 @@ def copied(saved, tmp_path):
     for path in saved.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     return tmp_path
-
-
-def assert_same_codes(one, other):
-    assert one.sizes.tolist() == other.sizes.tolist()
-    for a, b in zip(one.levels, other.levels, strict=True):
-        assert torch.equal(a, b)
 
 
 # -- encode and decode
@@ -166,7 +138,7 @@ def test_bad_items_say_their_place(shared, tmp_path):
 
 @pytest.mark.parametrize("update", ["ema", "gradient"])
 def test_encode_in_train_mode_changes_nothing(update):
-    tokenizer = make(codebook_update=update)
+    tokenizer = make_tokenizer(codebook_update=update)
     expected = tokenizer.encode([picture(16, 24)])
     tokenizer.model.train()
     tokenizer.model.decoder.eval()
@@ -184,11 +156,21 @@ def test_encode_in_train_mode_changes_nothing(update):
     assert modes == [module.training for module in tokenizer.model.modules()], "an error leaves it in eval mode"
 
 
+def test_encode_and_decode_run_in_eval_mode_whatever_the_mode():
+    tokenizer = make_tokenizer()
+    tokenizer.model.encoder.features[0].append(torch.nn.Dropout(0.5))
+    tokenizer.model.decoder.to_pixels = torch.nn.Sequential(torch.nn.Dropout(0.5), tokenizer.model.decoder.to_pixels)
+    codes, images = tokenizer.encode(picture(16, 24)), tokenizer.reconstruct(picture(16, 24))
+    tokenizer.model.train()
+    assert_same_codes(tokenizer.encode(picture(16, 24)), codes)
+    np.testing.assert_array_equal(np.asarray(tokenizer.decode(codes)[0]), np.asarray(images[0]))
+
+
 # -- code spaces
 
 
 def test_codes_of_another_tokenizer_are_refused_by_name(saved, tmp_path):
-    other = make(seed=1)
+    other = make_tokenizer(seed=1)
     other.save_pretrained(tmp_path)
     mine = VQTokenizer.from_pretrained(saved)
     codes = other.encode(picture(16, 16))
@@ -196,14 +178,14 @@ def test_codes_of_another_tokenizer_are_refused_by_name(saved, tmp_path):
         mine.decode(codes)
     assert other.fingerprint in str(caught.value) and mine.fingerprint in str(caught.value)
     with pytest.raises(ValueError, match="do not fit this tokenizer's"):
-        make(strides=[16, 8]).decode(codes)
+        make_tokenizer(strides=[16, 8]).decode(codes)
     nameless = Codes(codes.levels, codes.sizes, codes.layout, None)
     assert mine.decode(nameless)[0].size == (16, 16)
 
 
 def test_the_fingerprint_follows_what_decides_codes():
     def of(change=None, stride=8):
-        tokenizer = make()
+        tokenizer = make_tokenizer()
         tokenizer.processor = ImageVQImageProcessor(stride=stride, max_pixels=1000)
         if change:
             with torch.no_grad():
@@ -228,8 +210,6 @@ def last(module):
 def test_verify(copied):
     tokenizer = VQTokenizer.from_pretrained(copied)
     assert tokenizer.verify() == tokenizer.fingerprint
-    from safetensors.torch import load_file, save_file
-
     weights = load_file(copied / "model.safetensors")
     weights["encoder.heads.0.weight"][0, 0] += 1e-3
     save_file(weights, copied / "model.safetensors", metadata={"format": "pt"})
@@ -238,7 +218,7 @@ def test_verify(copied):
         tampered.verify()
     assert tampered.model.code_fingerprint(tampered.processor.code_fields) in str(caught.value)
     with pytest.raises(ValueError, match="never saved"):
-        make().verify()
+        make_tokenizer().verify()
 
 
 def test_bfloat16_keeps_codebooks_and_says_why_it_cannot_be_verified(saved):
@@ -250,224 +230,8 @@ def test_bfloat16_keeps_codebooks_and_says_why_it_cannot_be_verified(saved):
         tokenizer.verify()
 
 
-# -- files
-
-
-def test_saved_and_loaded_are_equal(saved):
-    original, loaded = make(), VQTokenizer.from_pretrained(saved)
-    assert sorted(path.name for path in saved.iterdir()) == [
-        "config.json",
-        "model.safetensors",
-        "preprocessor_config.json",
-    ]
-    pictures = [picture(*size, seed=i) for i, size in enumerate(SIZES)]
-    codes = loaded.encode(pictures)
-    assert_same_codes(codes, original.encode(pictures))
-    assert codes.fingerprint == loaded.fingerprint == json.loads((saved / "config.json").read_text())["fingerprint"]
-    assert len(loaded.fingerprint) == 64 and original.fingerprint is None
-    for a, b in zip(loaded.decode(codes), original.decode(codes), strict=True):
-        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
-    assert not loaded.model.training and loaded.model.dtype == torch.float32
-    auto = AutoModel.from_pretrained(saved)
-    assert type(auto) is ImageVQModel and auto.config.fingerprint == loaded.fingerprint
-
-
-def test_saving_keeps_other_files_and_saving_again_keeps_the_fingerprint(copied):
-    (copied / "checkpoints" / "step-1").mkdir(parents=True)
-    (copied / "metrics.json").write_text("{}")
-    tokenizer = VQTokenizer.from_pretrained(copied)
-    before = tokenizer.fingerprint
-    tokenizer.save_pretrained(copied)
-    assert tokenizer.fingerprint == before
-    names = ["checkpoints", "config.json", "metrics.json", "model.safetensors", "preprocessor_config.json"]
-    assert sorted(path.name for path in copied.iterdir()) == names
-
-
-def test_a_full_disk_keeps_the_previous_files(copied):
-    resource = pytest.importorskip("resource")
-    before = {path.name: path.read_bytes() for path in copied.iterdir()}
-    tokenizer = make(seed=1)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    for folder in (copied, copied / "new"):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))  # enough for the JSON files, not for the weights
-        try:
-            with pytest.raises(OSError, match=f"could not write {folder}.*What was there is unchanged"):
-                tokenizer.save_pretrained(folder)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert {path.name: path.read_bytes() for path in copied.iterdir()} == before
-    assert tokenizer.fingerprint is None
-
-
-def test_saving_in_train_mode_does_not_promise_a_code_space(tmp_path):
-    tokenizer = make()
-    tokenizer.model.train()
-    tokenizer.save_pretrained(tmp_path)
-    assert tokenizer.fingerprint is None, "the next step changes the codes"
-    assert VQTokenizer.from_pretrained(tmp_path).verify()
-    tokenizer.model.eval()
-    tokenizer.save_pretrained(tmp_path)
-    assert tokenizer.fingerprint == tokenizer.verify()
-    tokenizer.model.train()
-    assert tokenizer.fingerprint is None
-
-
-def config_with(**fields):
-    def spoil(folder):
-        config = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps({**config, **fields}))
-
-    return spoil
-
-
-@pytest.mark.parametrize(
-    ("spoil", "complaint"),
-    [
-        (lambda f: (f / "config.json").unlink(), "has no config.json"),
-        (lambda f: (f / "preprocessor_config.json").unlink(), "has no preprocessor_config.json"),
-        (lambda f: (f / "model.safetensors").unlink(), "has no model.safetensors: save the tokenizer again"),
-        (
-            lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
-            r"only pytorch_model\.bin, a pickle, which vqtok never loads",
-        ),
-        (
-            lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:900]),
-            "truncated or damaged",
-        ),
-        (lambda f: (f / "config.json").write_text("{"), "JSON"),
-        (lambda f: (f / "preprocessor_config.json").write_text('{"strid": 8}'), "'strid'. Did you mean 'stride'"),
-        (
-            lambda f: (f / "preprocessor_config.json").write_text('{"stride": 4}'),
-            "multiples of 4, the model needs .* 8",
-        ),
-        (lambda f: (f / "preprocessor_config.json").write_text('{"num_channels": 1}'), "gives 1 channels"),
-        (lambda f: (f / "pipeline.json").write_text("{}"), "is a pipeline: use VQPipeline"),
-        (config_with(codebook_dim="4"), r"config\.json: .*'codebook_dim'.*got str"),
-        (config_with(codebok_dim=4), r"config\.json: .*'codebok_dim'. Did you mean 'codebook_dim'"),
-        (config_with(strides=[8, 3]), r"config\.json: .*strides must be powers of two"),
-        (config_with(codebook_dim=8), "weights do not fit the config"),
-        (config_with(model_type="bert"), "model_type 'bert', which is no VQ tokenizer"),
-    ],
-)
-def test_bad_folders(copied, spoil, complaint):
-    spoil(copied)
-    with pytest.raises((ValueError, OSError), match=complaint) as caught:
-        VQTokenizer.from_pretrained(copied)
-    assert str(copied) in str(caught.value) or "processor" in str(caught.value)
-
-
-def test_from_config():
-    one, other = VQTokenizer.from_config("image/vqvae2-digits"), VQTokenizer.from_config("image/vqvae2-digits")
-    assert one.layout == other.layout and one.fingerprint is None and not one.model.training
-    assert not torch.equal(one.model.encoder.heads[0].weight, other.model.encoder.heads[0].weight)
-    with pytest.raises(ValueError, match="did you mean 'image/vqvae2-digits'"):
-        VQTokenizer.from_config("image/vqvae2-digit")
-
-
-def test_from_config_of_a_trained_folder_does_not_take_over_its_name(saved):
-    assert VQTokenizer.from_config(saved).fingerprint is None
-
-
-def test_model_and_processor_must_belong_together():
-    model = make().model
-    with pytest.raises(ValueError, match="do not make a tokenizer"):
-        VQTokenizer(model, object())
-    with pytest.raises(ValueError, match="multiples of 4, the model needs multiples of 8"):
-        VQTokenizer(model, ImageVQImageProcessor(stride=4))
-
-
-def test_repr(saved):
-    text = repr(VQTokenizer.from_pretrained(saved))
-    for part in ("images", "level 0: 1 code of 16 per 8x8 pixels, 4 bits", "0.375 bits per pixel", "M parameters"):
-        assert part in text
-    assert VQTokenizer.from_pretrained(saved).fingerprint in text
-    assert "not saved" in repr(make())
-    assert bits_per_unit(make().layout) == 4 / 64 + 5 / 16
-
-
-# -- the Hub
-
-
-def test_push_is_one_upload_of_the_three_files(monkeypatch, saved):
-    calls = []
-
-    class FakeApi:
-        def __init__(self, token):
-            calls.append(("token", token))
-
-        def create_repo(self, repo_id, private, exist_ok):
-            calls.append(("create", repo_id, private, exist_ok))
-            return type("Repo", (), {"repo_id": f"me/{repo_id}"})
-
-        def upload_folder(self, repo_id, folder_path, revision, commit_message):
-            import os
-
-            calls.append(("upload", repo_id, sorted(os.listdir(folder_path)), revision))
-            return type("Commit", (), {"commit_url": "https://hub/commit"})
-
-    monkeypatch.setattr(vqtok.auto.tokenizer, "HfApi", FakeApi)
-    tokenizer = VQTokenizer.from_pretrained(saved)
-    assert tokenizer.push_to_hub("vq", private=True, token="secret") == "https://hub/commit"
-    assert calls == [
-        ("token", "secret"),
-        ("create", "vq", True, True),
-        ("upload", "me/vq", ["config.json", "model.safetensors", "preprocessor_config.json"], None),
-    ]
-    assert len(pickle.dumps(tokenizer)) < 1000, "it is still what its folder holds"
-
-
-def test_from_the_hub(monkeypatch, saved):
-    monkeypatch.setattr(folders, "snapshot_download", lambda repo, **options: str(saved))
-    tokenizer = VQTokenizer.from_pretrained("me/vq", token="secret")
-    assert tokenizer.verify()
-    pickled = pickle.dumps(tokenizer)
-    assert b"me/vq" in pickled and saved.name.encode() in pickled, "name and commit"
-    assert b"secret" not in pickled
-    assert pickle.loads(pickled).fingerprint == tokenizer.fingerprint
-
-
-# -- pickling and hashing
-
-
-def test_hashes_are_stable_and_small(saved):
-    from datasets.fingerprint import Hasher
-
-    one, other = VQTokenizer.from_pretrained(saved), VQTokenizer.from_pretrained(saved)
-    one.encode(picture(16, 16))
-    assert Hasher.hash(one.encode) == Hasher.hash(other.encode)
-    assert len(pickle.dumps(one)) < 1000
-    one.to("cpu")
-    assert Hasher.hash(one.encode) == Hasher.hash(other.encode)
-    with torch.no_grad():
-        one.model.decoder.null.add_(1)
-    assert Hasher.hash(one.encode) != Hasher.hash(other.encode)
-
-
-def test_dataset_map_finds_its_cache(saved):
-    from datasets import Dataset
-
-    def run():
-        tokenizer = VQTokenizer.from_pretrained(saved)
-        rows = Dataset.from_dict({"seed": [0, 1]})
-        return rows.map(lambda row: {"codes": tokenizer.encode(picture(16, 16, row["seed"])).levels[0].tolist()})
-
-    one, other = run(), run()
-    assert one._fingerprint == other._fingerprint
-    assert one[1]["codes"] == VQTokenizer.from_pretrained(saved).encode(picture(16, 16, 1)).levels[0].tolist()
-
-
-def test_pickles_are_what_was_pickled(copied):
-    tokenizer = VQTokenizer.from_pretrained(copied)
-    again = pickle.loads(pickle.dumps(tokenizer))
-    image = picture(24, 16)
-    assert_same_codes(again.encode(image), tokenizer.encode(image))
-    with torch.no_grad():
-        tokenizer.model.decoder.null.add_(1)  # no longer what the folder holds
-    changed = pickle.loads(pickle.dumps(tokenizer))
-    assert torch.equal(changed.model.decoder.null, tokenizer.model.decoder.null)
-    unsaved = make()
-    assert_same_codes(pickle.loads(pickle.dumps(unsaved)).encode(image), unsaved.encode(image))
-    pickled = pickle.dumps(again)
-    make(seed=1).save_pretrained(copied)
-    with pytest.raises(ValueError, match="has changed since the tokenizer was pickled"):
-        pickle.loads(pickled)
+def test_the_default_is_float32_also_for_a_folder_in_bfloat16(saved, tmp_path):
+    VQTokenizer.from_pretrained(saved, dtype=torch.bfloat16).save_pretrained(tmp_path)
+    tokenizer = VQTokenizer.from_pretrained(tmp_path)
+    assert tokenizer.model.dtype == torch.float32 and tokenizer.verify()
+    assert tokenizer.fingerprint != VQTokenizer.from_pretrained(saved).fingerprint, "the rounded encoder is another one"

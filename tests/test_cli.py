@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import traceback
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,26 +13,18 @@ import torch
 from PIL import Image
 
 import vqtok
+from tests.tiny import make_tokenizer, picture
 from vqtok import cli
 from vqtok.auto import VQTokenizer
 from vqtok.codes import Codes
-from vqtok.image import ImageVQConfig, ImageVQModel
-from vqtok.image.image_processing_image_vq import ImageVQImageProcessor
-
-
-def picture(height, width, seed=0):
-    rng = np.random.default_rng([seed, height, width])
-    small = Image.fromarray(rng.integers(0, 256, (height // 4 + 1, width // 4 + 1, 3), dtype=np.uint8))
-    return small.resize((width, height))
+from vqtok.prior import CodePriorConfig, CodePriorModel
 
 
 @pytest.fixture(scope="module")
 def tok(tmp_path_factory):
     """Folder of a tokenizer."""
-    torch.manual_seed(0)
-    config = ImageVQConfig(strides=[8, 4], codebook_sizes=[16, 32], hidden_size=16, residual_size=8, codebook_dim=4)
     folder = tmp_path_factory.mktemp("tok")
-    VQTokenizer(ImageVQModel(config).eval(), ImageVQImageProcessor(stride=8)).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
     return str(folder)
 
 
@@ -142,6 +135,8 @@ def test_generate(run, tmp_path, monkeypatch, refuse):
     calls = []
 
     class FakePipeline:
+        prior = SimpleNamespace(config=SimpleNamespace(condition="text"))
+
         @classmethod
         def from_pretrained(cls, name, device=None):
             calls.append((name, device))
@@ -162,6 +157,33 @@ def test_generate(run, tmp_path, monkeypatch, refuse):
     assert run(*arguments, "--overwrite")[0] == 0
     assert run("generate", "pipe", "--output_dir", tmp_path / "none")[0] == 0
     assert calls[-1][0] is None and (tmp_path / "none" / "sample-000.png").exists()
+
+
+def test_generate_and_info_of_a_real_pipeline(run, refuse, tmp_path):
+    tokenizer = make_tokenizer()
+    backbone = {"model_type": "gpt2", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = CodePriorConfig(
+        layout=tokenizer.layout.to_dict(), condition="class", text_size=5, backbone_config=backbone, max_grid=2
+    )
+    torch.manual_seed(0)
+    vqtok.VQPipeline(CodePriorModel(config), tokenizer).save_pretrained(tmp_path / "pipe")
+    status, out, _ = run("info", tmp_path / "pipe")
+    assert status == 0 and "condition: 5 classes" in out and "level 0: 1 code of 16" in out
+    for folder in ("one", "two"):
+        assert run("generate", tmp_path / "pipe", 3, "--seed", 1, "--output_dir", tmp_path / folder)[0] == 0
+    one, two = (Image.open(tmp_path / folder / "000-3-000.png") for folder in ("one", "two"))
+    np.testing.assert_array_equal(np.asarray(one), np.asarray(two))
+    assert "draws classes by number, got 'three'" in refuse(
+        "generate", tmp_path / "pipe", "three", "--output_dir", tmp_path / "x"
+    )
+    assert "from 0 to 4, got 9" in refuse("generate", tmp_path / "pipe", 9, "--output_dir", tmp_path / "x")
+    assert "temperature" in refuse(
+        "generate", tmp_path / "pipe", 1, "--temperature", -1, "--output_dir", tmp_path / "x"
+    )
+    assert "is a pipeline" in refuse(
+        "encode", tmp_path / "one" / "000-3-000.png", tmp_path / "a.vq", "-t", tmp_path / "pipe"
+    )
+    assert "is no pipeline" in refuse("generate", tmp_path / "pipe" / "vq_tokenizer", 1, "--output_dir", tmp_path / "x")
 
 
 def test_nothing_is_overwritten_by_mistake(run, refuse, tok, tmp_path):
@@ -248,6 +270,8 @@ def test_debug_shows_where_and_our_own_errors_are_never_hidden(run, tmp_path, mo
     with pytest.raises(FileNotFoundError) as caught:
         run("--debug", "encode", tmp_path / "none.png", tmp_path / "a.vq", "-t", "x")
     assert "cli.py" in "".join(traceback.format_tb(caught.tb))
+    monkeypatch.setattr(cli, "_check_input", lambda *_: (_ for _ in ()).throw(ValueError("two\nlines")))
+    assert run("encode", tmp_path / "none.png", tmp_path / "a.vq", "-t", "x")[2].count("\n") == 1
     monkeypatch.setattr(cli, "_check_input", lambda *_: {}["a bug"])
     with pytest.raises(KeyError):
         run("encode", tmp_path / "none.png", tmp_path / "a.vq", "-t", "x")

@@ -17,7 +17,9 @@ IMAGES = CodeLayout(2, (LevelLayout(8, 1, 256), LevelLayout(4, 1, 512)))
 AUDIO = CodeLayout(1, (LevelLayout(640, 2, 1024), LevelLayout(320, 3, 1000)))
 
 
-def make(layout: CodeLayout, sizes: list, seed: int = 0, side: dict | None = None, fingerprint: str | None = None) -> Codes:
+def make(
+    layout: CodeLayout, sizes: list, seed: int = 0, side: dict | None = None, fingerprint: str | None = None
+) -> Codes:
     """Random codes, zero in the padding."""
     generator = torch.Generator().manual_seed(seed)
     most = layout.grids([max(axis) for axis in zip(*sizes, strict=True)])
@@ -195,7 +197,9 @@ def test_parts_that_do_not_belong_together_are_refused():
 def test_prefixes():
     codes = make(AUDIO, [[700], [5000]], side={"gain": torch.ones(2)}, fingerprint="f")
     short = codes.prefix(num_levels=1, num_codebooks=1)
-    assert [tuple(level.shape) for level in short.levels] == [(2, 1, 8)] and short.levels[0].equal(codes.levels[0][:, :1])
+    assert [tuple(level.shape) for level in short.levels] == [(2, 1, 8)] and short.levels[0].equal(
+        codes.levels[0][:, :1]
+    )
     assert short.layout == AUDIO and short.fingerprint == "f" and short.side == codes.side
     assert [level.shape[1] for level in codes.prefix(num_codebooks=3).levels] == [2, 3]
     assert_equal(codes.prefix(), codes)
@@ -238,13 +242,17 @@ def test_bits_hold_the_largest_code_and_no_more():
 def test_containers_come_back(data, layout):
     axis = st.integers(1, 20)
     sizes = data.draw(st.lists(st.lists(axis, min_size=layout.ndim, max_size=layout.ndim), min_size=1, max_size=4))
-    side = {"gain": torch.randn(len(sizes)), "träger": torch.randn(len(sizes), 2, 3)} if data.draw(st.booleans()) else {}
+    side = (
+        {"gain": torch.randn(len(sizes)), "träger": torch.randn(len(sizes), 2, 3)} if data.draw(st.booleans()) else {}
+    )
     codes = make(layout, sizes, data.draw(st.integers(0, 9)), side, data.draw(st.sampled_from([None, "ab" * 32])))
     codes = codes.prefix(data.draw(st.integers(1, len(layout.levels))), data.draw(st.sampled_from([None, 1])))
     packed = codes.to_bytes()
     assert_equal(Codes.from_bytes(packed), codes)
     payload = sum(
-        math.ceil(sum(math.prod(layout.grids(size)[i]) for size in sizes) * level.shape[1] * bits_for(entry.codebook_size) / 8)
+        math.ceil(
+            sum(math.prod(layout.grids(size)[i]) for size in sizes) * level.shape[1] * bits_for(entry.codebook_size) / 8
+        )
         for i, (level, entry) in enumerate(zip(codes.levels, layout.levels, strict=False))
     )
     header = int.from_bytes(packed[5:9], "little")
@@ -327,10 +335,32 @@ FORGED = [{key: value for key, value in GOOD.items() if key != missing} for miss
     {**GOOD, key: value}
     for key, values in {
         "n": [2.0, 1, 3, True, None, "2"],
-        "l": [[], None, [[8, 1]], [[8, 1, 16, 1]], [[8.0, 1, 16]], [["8", 1, 16]], [[8, 0, 16]], "ab", [[4, 1, 4], [8, 1, 4]]],
+        "l": [
+            [],
+            None,
+            [[8, 1]],
+            [[8, 1, 16, 1]],
+            [[8.0, 1, 16]],
+            [["8", 1, 16]],
+            [[8, 0, 16]],
+            "ab",
+            [[4, 1, 4], [8, 1, 4]],
+        ],
         "q": [[], [2], [0], [-1], "1", 5, [1, 1], [1.0], [True]],
         "f": [5, ["a"], True],
-        "s": [[], [[]], [[1, 8]], [[1, 8, 8, 8]], [[0, 8, 8]], [[-1, 8, 8]], [[3, 8, 8]], [[1, 24, 8]], 5, None, [["a", 8, 8]]]
+        "s": [
+            [],
+            [[]],
+            [[1, 8]],
+            [[1, 8, 8, 8]],
+            [[0, 8, 8]],
+            [[-1, 8, 8]],
+            [[3, 8, 8]],
+            [[1, 24, 8]],
+            5,
+            None,
+            [["a", 8, 8]],
+        ]
         + [[[1, 2**63, 8]], [[1, 2**80, 8]], [[10**9, 8, 8]], [[1, 8.0, 8]], [[True, 8, 8]], {"a": 1}],
         "x": [[], {"a": 5}, {"a": [2]}, {"a": [2**62]}, {"a": [-1]}, {"a": ["b"]}, {"a": [1.0]}, 3],
     }.items()
@@ -352,7 +382,10 @@ def test_forged_lengths_and_payloads_are_refused():
         (container(GOOD, payload=b"\x10\x00"), "2 bytes"),
         (container({**GOOD, "l": [[8, 1, 10]]}, payload=b"\xf0"), "code 15 is outside"),
         # A codebook of one entry takes no bytes: 13 bytes must not ask for a hundred gigabytes.
-        (container({**GOOD, "l": [[1, 1, 1]], "s": [[1, 100_000, 200_000]]}, payload=b""), "promises 20000000000 codes"),
+        (
+            container({**GOOD, "l": [[1, 1, 1]], "s": [[1, 100_000, 200_000]]}, payload=b""),
+            "promises 20000000000 codes",
+        ),
     ]:
         with pytest.raises(ValueError, match=named):
             Codes.from_bytes(data)

@@ -237,7 +237,9 @@ for save in (
         check=True,
     )
     lines = done.stdout.splitlines()
-    assert len(lines) == 3 and all("could not write" in line and "File too large" in line for line in lines), done.stdout
+    assert len(lines) == 3 and all("could not write" in line and "File too large" in line for line in lines), (
+        done.stdout
+    )
     assert names(tmp_path) == before
     assert load_file(tmp_path / "model.safetensors")["w"].equal(good["w"])
     assert load_file(tmp_path / "checkpoint" / "model.safetensors")["w"].equal(good["w"])

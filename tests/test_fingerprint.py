@@ -17,7 +17,9 @@ def test_the_bytes_that_are_hashed():
     """Written out once: a change of this test is a change of every published fingerprint."""
     table = torch.tensor([[1.5, -2.0]])
     text = '{"a":[1,2],"\\u00fc":null}' + "\ncodes:(1,):<i8\n"
-    expected = hashlib.sha256(text.encode() + struct.pack("<q", 9) + b"\ntable:(1, 2):<f4\n" + struct.pack("<ff", 1.5, -2.0))
+    expected = hashlib.sha256(
+        text.encode() + struct.pack("<q", 9) + b"\ntable:(1, 2):<f4\n" + struct.pack("<ff", 1.5, -2.0)
+    )
     fields = {"ü": None, "a": (1, 2)}
     assert fingerprint(fields, {"table": table, "codes": torch.tensor([9])}) == expected.hexdigest()
 
@@ -32,7 +34,9 @@ def test_what_does_not_matter():
     assert fingerprint(FIELDS, turned) == expected, "memory layout"
     wide = {name: value.double() if value.is_floating_point() else value.int() for name, value in TENSORS.items()}
     assert fingerprint(FIELDS, wide) == expected, "dtype of storage"
-    leaves = {name: torch.nn.Parameter(value) if value.is_floating_point() else value for name, value in TENSORS.items()}
+    leaves = {
+        name: torch.nn.Parameter(value) if value.is_floating_point() else value for name, value in TENSORS.items()
+    }
     assert fingerprint(FIELDS, leaves) == expected, "gradients"
     exact = {"w": torch.randn(9).bfloat16()}
     assert fingerprint({}, exact) == fingerprint({}, {"w": exact["w"].float()})

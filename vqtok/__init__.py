@@ -19,6 +19,7 @@ _HOME = {
     "LevelLayout": "vqtok.codes",
     "CodeVocabulary": "vqtok.vocabulary",
     "ImageVQConfig": "vqtok.image",
+    "ImageVQImageProcessor": "vqtok.image",
     "ImageVQModel": "vqtok.image",
     "CodePriorConfig": "vqtok.prior",
     "CodePriorModel": "vqtok.prior",
@@ -30,6 +31,7 @@ __all__ = [
     "CodeVocabulary",
     "Codes",
     "ImageVQConfig",
+    "ImageVQImageProcessor",
     "ImageVQModel",
     "LevelLayout",
     "VQPipeline",
@@ -40,7 +42,7 @@ __all__ = [
 if TYPE_CHECKING:
     from vqtok.auto import VQTokenizer
     from vqtok.codes import CodeLayout, Codes, LevelLayout
-    from vqtok.image import ImageVQConfig, ImageVQModel
+    from vqtok.image import ImageVQConfig, ImageVQImageProcessor, ImageVQModel
     from vqtok.pipeline import VQPipeline
     from vqtok.prior import CodePriorConfig, CodePriorModel
     from vqtok.vocabulary import CodeVocabulary

@@ -124,9 +124,7 @@ def generate(
     pipeline: Annotated[
         str, typer.Argument(metavar="PIPELINE", help="Folder of the pipeline, or its name on the Hub.")
     ],
-    prompts: Annotated[
-        list[str] | None, typer.Argument(metavar="PROMPT", help="What to draw; quote each one.")
-    ] = None,
+    prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT", help="What to draw; quote each one.")] = None,
     output_dir: Annotated[Path, typer.Option("--output_dir", help="Folder for the pictures.")] = Path("generated"),
     num_samples: Annotated[int, typer.Option("--num_samples", min=1, help="Pictures of each prompt.")] = 1,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same pictures.")] = None,
@@ -145,13 +143,17 @@ def generate(
     from vqtok import VQPipeline
 
     _quiet()
-    texts = prompts or []
+    texts: list[Any] = prompts or []
     names = [f"{i:03d}-{_slug(text)}" for i, text in enumerate(texts)] or ["sample"]
     paths = [output_dir / f"{name}-{sample:03d}.png" for name in names for sample in range(num_samples)]
     for path in paths:
         _check_output(path, None, overwrite)
     options = {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p}
     pipe = VQPipeline.from_pretrained(pipeline, device=_device(device))
+    if pipe.prior.config.condition == "class":
+        if wrong := [text for text in texts if not text.isdecimal()]:
+            raise ValueError(f"{pipeline} draws classes by number, got {wrong[0]!r}: give labels such as 0 or 7")
+        texts = [int(text) for text in texts]
     given = {name: value for name, value in options.items() if value is not None}
     pictures = pipe(texts or None, num_samples=num_samples, seed=seed, **given)
     for picture, path in zip(pictures, paths, strict=True):

@@ -9,33 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
-from vqtok.auto import VQTokenizer
+from tests.tiny import make_tokenizer, picture
 from vqtok.codes import Codes
 from vqtok.evaluation import report
 from vqtok.evaluation.protocols import PROTOCOL, mean_psnr, psnr, ssim
-from vqtok.image import ImageVQConfig, ImageVQModel
-from vqtok.image.image_processing_image_vq import ImageVQImageProcessor
-
-
-def picture(height, width, seed=0):
-    rng = np.random.default_rng([seed, height, width])
-    small = Image.fromarray(rng.integers(0, 256, (height // 4 + 1, width // 4 + 1, 3), dtype=np.uint8))
-    return small.resize((width, height))
-
-
-def make(**changes):
-    torch.manual_seed(0)
-    tiny = {"strides": [8, 4], "codebook_sizes": [16, 32], "hidden_size": 16, "residual_size": 8, "codebook_dim": 4}
-    model = ImageVQModel(ImageVQConfig(**{**tiny, **changes})).eval()
-    tokenizer = VQTokenizer(model, ImageVQImageProcessor(model.layout.stride, model.config.num_channels))
-    images = [picture(64, 64, seed) for seed in range(4)]
-    model.init_codebooks([torch.stack([tokenizer.processor.prepare(image)[0] for image in images])])
-    return tokenizer
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return make()
+    return make_tokenizer()
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +154,7 @@ def test_chunks_do_not_change_the_numbers(tokenizer, pictures, result, monkeypat
 
 
 def test_a_grey_tokenizer_is_compared_in_grey(pictures):
-    grey = make(num_channels=1)
+    grey = make_tokenizer(num_channels=1)
     (decoded,) = grey.reconstruct(pictures[0])
     result = report.evaluate(grey, pictures[:1], stability_samples=1)
     assert result["psnr_db"] == pytest.approx(psnr(decoded, pictures[0].convert("L")))
@@ -186,7 +168,7 @@ def test_bad_data(tokenizer, pictures):
 
 
 def test_tables(tokenizer, pictures):
-    results = report.compare({"a|b": tokenizer, "other": make(strides=[4], codebook_sizes=[8])}, pictures[:3])
+    results = report.compare({"a|b": tokenizer, "other": make_tokenizer(strides=[4], codebook_sizes=[8])}, pictures[:3])
     assert results[0]["data"] == results[1]["data"] and [r["name"] for r in results] == ["a|b", "other"]
     lines = report.to_markdown(results).splitlines()
     assert len(lines) == 4 and "a\\|b" in lines[2]

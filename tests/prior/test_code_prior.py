@@ -1,5 +1,6 @@
 """The network: what a logit may depend on, what the loss is, what is refused."""
 
+import itertools
 import math
 
 import pytest
@@ -108,6 +109,26 @@ def test_nothing_illegal_has_mass(make_prior, random_codes):
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
+def test_maps_say_the_nats_of_each_code(make_prior, random_codes, name):
+    """Against the id path, place by place in plain loops."""
+    prior, layout = make_prior(LAYOUTS[name]), LAYOUTS[name]
+    codes = random_codes(layout, 1, GRIDS.get(name, (2, 3)))
+    stride, axes = layout["levels"][0]["stride"], layout["ndim"]
+    batch = Codes(codes, [[n * stride for n in codes[0].shape[2:]]], prior.vocabulary.layout)
+    maps = prior.score(batch, [[3, 1]]).maps
+    ids = all_ids(prior, codes, [3, 1])
+    nats = -prior(input_ids=ids).logits.log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None])[2 + axes :, 0]
+    at = 0
+    for level, found in zip(prior.vocabulary.split(codes), maps, strict=True):
+        streams = level.shape[1] // found.shape[1]  # factors of each codebook
+        for place in itertools.product(*map(range, level.shape[2:])):
+            for q in range(found.shape[1]):
+                assert torch.isclose(found[(0, q, *place)], nats[at : at + streams].sum(), atol=1e-4)
+                at += streams
+    assert at == len(nats)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
 def test_a_prior_that_knows_nothing_scores_ln_k(make_prior, random_codes, name):
     prior, layout = make_prior(LAYOUTS[name]), LAYOUTS[name]
     torch.nn.init.zeros_(prior.lm_head.weight)
@@ -166,14 +187,23 @@ def test_condition_dropout_replaces_whole_conditions(make_prior, random_codes):
     prior = make_prior(TWO, condition_dropout=0.5)
     codes = random_codes(TWO, 1, (2, 2))
     ids = torch.tensor([[3, 1]])
-    told, untold = float(prior(codes=codes, condition_ids=ids).loss), float(prior(codes=codes).loss)
+    told, untold = (prior(codes=codes, condition_ids=given).loss.item() for given in (ids, None))
     assert abs(told - untold) > 1e-3
     prior.train()
-    seen = [round(float(prior(codes=codes, condition_ids=ids).loss), 4) for _ in range(40)]
+    seen = [round(prior(codes=codes, condition_ids=ids).loss.item(), 4) for _ in range(40)]
     assert set(seen) == {round(told, 4), round(untold, 4)}
     assert 8 < seen.count(round(untold, 4)) < 32
     prior.eval()
-    assert float(prior(codes=codes, condition_ids=ids).loss) == told
+    assert prior(codes=codes, condition_ids=ids).loss.item() == told
+
+
+def test_a_row_of_padding_is_the_null_condition(make_prior, random_codes):
+    prior, codes = make_prior(TWO), random_codes(TWO, 2, (2, 2))
+    ids, mask = pad_conditions([[3, 1], []])
+    mixed = prior(codes=codes, condition_ids=ids, condition_mask=mask).loss
+    one = prior(codes=tuple(c[:1] for c in codes), condition_ids=torch.tensor([[3, 1]])).loss
+    two = prior(codes=tuple(c[1:] for c in codes)).loss
+    assert torch.allclose(mixed, (one + two) / 2, atol=1e-5)
 
 
 def test_class_and_no_condition(make_prior, random_codes):
@@ -196,7 +226,7 @@ def test_it_learns_a_tiny_set(make_prior, random_codes):
     first = None
     for _ in range(80):
         loss = prior(codes=codes, condition_ids=ids, condition_mask=mask).loss
-        first = first or float(loss)
+        first = first or loss.item()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -218,14 +248,14 @@ def test_bf16_autocast_and_gradient_checkpointing(make_prior, random_codes):
     plain = prior(codes=codes).loss
     with torch.autocast("cpu", torch.bfloat16):
         mixed = prior(codes=codes).loss
-    assert mixed.dtype == torch.float32 and abs(float(plain - mixed)) < 0.05
+    assert mixed.dtype == torch.float32 and abs((plain - mixed).item()) < 0.05
     plain.backward()
-    wanted = prior.own_place.level.weight.grad.clone()
+    wanted = prior.place_embed.level.weight.grad.clone()
     prior.zero_grad()
-    prior.gradient_checkpointing_enable()
+    prior.activation_checkpointing_enable()
     assert prior.backbone.gradient_checkpointing
     prior(codes=codes).loss.backward()
-    assert torch.allclose(prior.own_place.level.weight.grad, wanted, atol=1e-6)
+    assert torch.allclose(prior.place_embed.level.weight.grad, wanted, atol=1e-6)
 
 
 def test_save_and_load_keeps_everything(make_prior, random_codes, tmp_path):
@@ -263,7 +293,7 @@ def test_missing_weights_and_pickles_are_refused(make_prior, tmp_path):
 
 def test_fresh_weights_are_small_and_loading_on_meta_keeps_the_backbones_own(make_prior, random_codes):
     prior = make_prior(TWO, scale=1.0)
-    for table in (prior.own_place.level, prior.next_place.coords[0], prior.lm_head):
+    for table in (prior.place_embed.level, prior.next_place_embed.coords[0], prior.lm_head):
         assert 0.01 < table.weight.std() < 0.03
     loss = prior(codes=random_codes(TWO, 8, (4, 4))).nats_per_code
     assert torch.allclose(loss, torch.tensor([math.log(11), math.log(7)]), atol=0.2)
@@ -333,13 +363,3 @@ def test_scoring_leaves_the_mode_alone(make_prior, random_codes):
     scores = [prior.score(codes, [[1], [2]]).nats for _ in range(4)]
     assert all(torch.equal(scores[0], other) for other in scores), "no condition dropout while scoring"
     assert prior.training and prior.backbone.layers[1].training and not prior.backbone.layers[0].training
-
-
-def test_a_backbone_without_attention_is_refused():
-    from transformers import Mamba2Config
-
-    from vqtok.prior import CodePriorConfig
-
-    backbone = Mamba2Config(num_hidden_layers=1, hidden_size=16, num_heads=4, head_dim=8, state_size=4, n_groups=1)
-    with pytest.raises(ValueError, match=r"mamba2|Mamba2|num_attention_heads"):
-        CodePriorModel(CodePriorConfig(layout=ONE, backbone_config=backbone))

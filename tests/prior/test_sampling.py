@@ -24,6 +24,9 @@ def same(a, b):
 # -- pure functions
 
 
+RECORDED = {(0, 0): [0.014067035665647709, 0.2577672456246177], (3, 5): [0.24541119652384558, 0.9790942128425377]}
+
+
 def test_uniforms_belong_to_seed_and_sample():
     numbers = torch.stack([uniforms(seed, i, 100) for seed in range(30) for i in range(30)])
     assert numbers.min() >= 0 and numbers.max() < 1
@@ -33,11 +36,10 @@ def test_uniforms_belong_to_seed_and_sample():
     assert (correlation - torch.eye(30)).abs().max() < 0.5, "neighbouring samples are unrelated"
     assert torch.equal(uniforms(7, 1, 3), uniforms(7, 1, 9)[:3])
     # Fixed for ever: a change here changes every published sample.
-    assert uniforms(0, 0, 2).tolist() == pytest.approx(RECORDED, abs=1e-12)
+    for (seed, index), wanted in RECORDED.items():
+        assert uniforms(seed, index, 2).tolist() == wanted
     assert not torch.equal(uniforms(1 << 32, 0, 4), uniforms(0, 0, 4)), "all bits of the seed count"
 
-
-RECORDED = [0.014067035665647709, 0.2577672456246177]
 
 
 def test_draw_follows_the_probabilities_and_never_takes_what_is_impossible():
@@ -47,6 +49,8 @@ def test_draw_follows_the_probabilities_and_never_takes_what_is_impossible():
     counts = torch.bincount(codes, minlength=5) / 2001
     assert torch.allclose(counts, logits.softmax(0), atol=2e-3)
     assert codes[0] == 0 and codes[-1] == 3
+    first = draw(torch.tensor([[-math.inf, 0.0]]), torch.zeros(1, dtype=torch.float64), SamplingSettings())
+    assert first.tolist() == [1]
 
 
 def test_draw_decides_each_row_alone():
@@ -170,9 +174,22 @@ def test_sizes_are_announced_drawn_and_given(make_prior):
     assert len(one_each.sizes.unique(dim=0)) > 1
     again = prior.sample_codes(CONDITIONS, sizes=one_each.sizes.tolist(), seed=1, temperature=3.0)
     assert same(one_each, again)
-    mixed = prior.sample_codes(CONDITIONS, sizes=[[8, 8], [16, 24], [7, 5]], seed=0)
-    assert mixed.sizes.tolist() == [[8, 8], [16, 24], [7, 5]]
-    assert [tuple(one.levels[0].shape[2:]) for one in mixed] == [(1, 1), (2, 3), (1, 1)]
+    sizes = [[8, 8], [16, 24], [32, 8], [7, 5]]
+    mixed = prior.sample_codes([*CONDITIONS, [7]], sizes=sizes, seed=0)
+    assert mixed.sizes.tolist() == sizes
+    assert [tuple(one.levels[0].shape[2:]) for one in mixed] == [(1, 1), (2, 3), (4, 1), (1, 1)]
+
+
+def test_the_first_numbers_of_a_sample_are_for_its_size(make_prior, monkeypatch):
+    prior, numbers = make_prior(TWO), []
+    monkeypatch.setattr(drawing, "draw", lambda logits, u, settings: numbers.append(u) or draw(logits, u, settings))
+    prior.sample_codes(CONDITIONS, sizes=(8, 8), seed=4)
+    given = torch.stack(numbers, 1)
+    numbers.clear()
+    prior.sample_codes(CONDITIONS, seed=4, batch_size=1)
+    wanted = torch.stack([uniforms(4, i, 7) for i in range(3)])
+    assert torch.equal(given, wanted[:, 2:])
+    assert torch.equal(torch.stack([torch.cat(numbers[at : at + 2]) for at in (0, 2, 4)]), wanted[:, :2])
 
 
 @pytest.mark.parametrize("backbone", ["llama", "gpt2", "qwen3", "mistral"])

@@ -8,7 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vqtok.prior.sequence import (
-    ORDERS, flatten, order_table, pad_conditions, places, replace_conditions, unflatten
+    ORDERS,
+    flatten,
+    order_table,
+    pad_conditions,
+    places,
+    replace_conditions,
+    unflatten,
 )  # fmt: skip
 
 

@@ -17,8 +17,19 @@ from torch import Tensor
 
 from vqtok.quantizers import Codebook, HierarchicalQuantizer, VectorQuantizer
 
-COLLECTIVES = [name for name in ("all_reduce", "all_gather", "all_gather_object", "all_gather_into_tensor", "broadcast")]
-COLLECTIVES += ["broadcast_object_list", "reduce", "reduce_scatter", "gather", "scatter", "barrier", "all_to_all", "send"]
+COLLECTIVES = [
+    name for name in ("all_reduce", "all_gather", "all_gather_object", "all_gather_into_tensor", "broadcast")
+]
+COLLECTIVES += [
+    "broadcast_object_list",
+    "reduce",
+    "reduce_scatter",
+    "gather",
+    "scatter",
+    "barrier",
+    "all_to_all",
+    "send",
+]
 
 Share = Callable[[Tensor, list[int]], Tensor]
 
@@ -38,7 +49,7 @@ def build(**options) -> HierarchicalQuantizer:
 
 def train(share: Share, counted: list[str]) -> dict[str, Tensor]:
     """Five steps of two levels and two passes each, ranks with unequal shares, one step with nothing on rank 1."""
-    quantizer = build(decay=0.8, revival_threshold=0.3, reservoir_size=8).train()
+    quantizer = build(decay=0.8, revival_threshold=0.9, reservoir_size=8).train()
     calls = []
     for step in range(5):
         split = [60, 0] if step == 3 else [40, 20]

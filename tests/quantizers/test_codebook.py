@@ -160,13 +160,14 @@ def test_no_threshold_no_revival():
 def test_equal_latents_count_once_in_the_reservoir():
     """A picture is mostly background: with 990 equal latents of 1000, chance alone would revive codes onto the background."""
     codebook = Codebook(12, 2, decay=0.0, reservoir_size=11)
-    codebook.embedding.copy_(torch.randn(12, 2) + 100)
-    rare = torch.randn(10, 2)
-    z = torch.cat([torch.zeros(495, 2), rare, -torch.zeros(495, 2)])
-    codebook.accumulate(z, torch.zeros(1000, dtype=torch.int64))
-    update_codebooks([codebook])
-    revived = {tuple(row) for row in codebook.embedding[1:].tolist()}
-    assert revived == {(0.0, 0.0), *(tuple(row) for row in rare.tolist())}
+    for _ in range(10):  # every update draws another order of the latents
+        codebook.embedding.copy_(torch.randn(12, 2) + 100)
+        rare, background = torch.randn(10, 2), torch.tensor([0.5, 0.0])
+        z = torch.cat([background.repeat(495, 1), rare, (background * torch.tensor([1, -1])).repeat(495, 1)])  # 0.0, -0.0
+        codebook.accumulate(z, torch.zeros(1000, dtype=torch.int64))
+        update_codebooks([codebook])
+        revived = {tuple(row) for row in codebook.embedding[1:].tolist()}
+        assert revived == {(0.5, 0.0), *(tuple(row) for row in rare.tolist())}
 
 
 def test_fewer_latents_than_dead_codes_revive_the_least_used():
@@ -237,9 +238,11 @@ def test_many_passes_without_an_update_are_told_once(monkeypatch):
         codebook.accumulate(z, codes)
     with pytest.warns(UserWarning, match="update_codebooks"):
         codebook.accumulate(z, codes)
+    codebook.freeze()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        codebook.accumulate(z, codes)
+        for _ in range(5):  # a frozen one waits for no update
+            codebook.accumulate(z, codes)
 
 
 # -- precision
@@ -287,12 +290,10 @@ def test_k_means_finds_planted_clusters():
 
 
 def test_k_means_fills_empty_clusters():
-    """One far row among many near ones: no code is left without rows."""
-    z = torch.cat([torch.randn(500, 2) * 1e-3, torch.tensor([[100.0, 0.0], [0.0, 100.0]])])
-    for seed in range(5):
-        centroids = k_means(z, 6, iterations=10, seed=seed)
-        assert nearest_code(z, centroids).unique().numel() == 6
-        assert nearest_code(z[-2:], centroids).unique().numel() == 2
+    """Among 400 sets of heavy-tailed points some clusters run empty on the way; no code is left without rows."""
+    for seed in range(400):
+        z = torch.randn(30, 2, generator=torch.Generator().manual_seed(seed)) ** 3
+        assert nearest_code(z, k_means(z, 10)).unique().numel() == 10
 
 
 @pytest.mark.parametrize("rule", ["ema", "gradient"])

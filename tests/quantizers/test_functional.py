@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests import reference
-from vqtok.quantizers import code_counts, entropy_bits, full_precision, nearest_code, perplexity, straight_through, usage
+from vqtok.quantizers import (
+    code_counts,
+    entropy_bits,
+    full_precision,
+    nearest_code,
+    perplexity,
+    straight_through,
+    usage,
+)
 from vqtok.quantizers import functional as module
 
 # Five numbers per code, simple enough to check by eye.
@@ -54,6 +62,21 @@ def test_latents_around_zero_and_a_table_far_from_it(z_scale):
     codes = nearest_code(z, table)
     assert codes.tolist() == reference.nearest_code(z, table).tolist()
     assert z_scale < 1e4 or codes.unique().numel() > 1
+
+
+def test_few_rows_need_float64(monkeypatch):
+    """A large common offset costs no digits, so it must not cost time either."""
+    asked, decide = [], module._decide_in_float64
+
+    def noted(z_mD, table_KD, candidates_mK):
+        asked.append(len(z_mD))
+        return decide(z_mD, table_KD, candidates_mK)
+
+    monkeypatch.setattr(module, "_decide_in_float64", noted)
+    for offset in (0.0, 1e4):
+        asked.clear()
+        nearest_code(torch.randn(2000, 16) + offset, torch.randn(100, 16) + offset)
+        assert sum(asked) < 20
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-22, 1e-20, 1e-10, 1e10, 1e18])
@@ -187,7 +210,9 @@ def test_what_is_not_finite_is_refused(bad, num_codes):
         nearest_code(z, torch.randn(num_codes, 4))
 
 
-@pytest.mark.parametrize("shapes", [((3,), (2, 3)), ((3, 2), (4, 3)), ((1, 3, 2), (4, 2)), ((3, 2), (0, 2)), ((3, 2), (2,))])
+@pytest.mark.parametrize(
+    "shapes", [((3,), (2, 3)), ((3, 2), (4, 3)), ((1, 3, 2), (4, 2)), ((3, 2), (0, 2)), ((3, 2), (2,))]
+)
 def test_shapes_that_do_not_fit_are_named(shapes):
     with pytest.raises(ValueError, match=r"\(N, D\).*\(K, D\)"):
         nearest_code(torch.zeros(shapes[0]), torch.zeros(shapes[1]))

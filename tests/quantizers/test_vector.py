@@ -24,7 +24,9 @@ def test_every_branch_on_every_grid(rule, codebook_dim, grid):
         out = quantizer.train(training)(z)
         assert out.quantized.shape == z.shape and out.latents.shape == (2, *grid, width)
         assert out.codes.shape == (2, 1, *grid) and out.codes.dtype == torch.int64
-        assert out.codes[:, 0].flatten().equal(nearest_code(out.latents.reshape(-1, width), quantizer.codebook.embedding))
+        assert (
+            out.codes[:, 0].flatten().equal(nearest_code(out.latents.reshape(-1, width), quantizer.codebook.embedding))
+        )
         assert quantizer.encode(z).codes.equal(out.codes), "encode and forward say the same"
         expected = {"commitment_loss", "codebook_loss"} if rule == "gradient" else {"commitment_loss"}
         assert set(out.losses) == (expected if training else set())
@@ -55,7 +57,9 @@ def test_the_gradient_of_the_sum_is_one_everywhere():
         z = torch.randn(4, 6, 8, requires_grad=True)
         quantizer(z).quantized.sum().backward()
         assert z.grad.equal(torch.ones_like(z))
-        assert all(parameter.grad is None for parameter in quantizer.parameters()), "not through the straight-through path"
+        assert all(parameter.grad is None for parameter in quantizer.parameters()), (
+            "not through the straight-through path"
+        )
 
 
 @pytest.mark.parametrize("loss", ["codebook_loss", "commitment_loss"])
@@ -71,7 +75,9 @@ def test_each_loss_moves_only_its_own_side(loss):
         torch.testing.assert_close(z.grad, 2 * (z.detach() - rows) / z.numel())
     else:
         assert z.grad is None
-        expected = torch.zeros(32, 8).index_add_(0, out.codes.flatten(), (2 * (rows - z.detach()) / z.numel()).view(-1, 8))
+        expected = torch.zeros(32, 8).index_add_(
+            0, out.codes.flatten(), (2 * (rows - z.detach()) / z.numel()).view(-1, 8)
+        )
         torch.testing.assert_close(quantizer.codebook.embedding.grad, expected)
     torch.testing.assert_close(out.losses[loss], (z - rows).square().mean())
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from huggingface_hub.errors import StrictDataclassError
+from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
@@ -16,6 +17,7 @@ from vqtok.image.configuration_image_vq import ImageVQConfig
 from vqtok.image.image_processing_image_vq import ImageVQImageProcessor
 from vqtok.image.modeling_image_vq import ImageVQModel
 from vqtok.modeling import VQPreTrainedModel
+from vqtok.prior import CodePriorConfig, CodePriorModel
 
 
 class Room(NamedTuple):
@@ -34,6 +36,8 @@ ROOMS = {
 for _model_type, _room in ROOMS.items():
     AutoConfig.register(_model_type, _room.config, exist_ok=True)
     AutoModel.register(_room.config, _room.model, exist_ok=True)
+AutoConfig.register(CodePriorConfig.model_type, CodePriorConfig, exist_ok=True)
+AutoModel.register(CodePriorConfig, CodePriorModel, exist_ok=True)
 # Resampling and rounding of the other back end differ, so there is only this one.
 AutoImageProcessor.register(ImageVQConfig, image_processor_classes={"pil": ImageVQImageProcessor}, exist_ok=True)
 
@@ -131,3 +135,16 @@ def quiet() -> Iterator[None]:
     finally:
         if were_on:
             transformers_logging.enable_progress_bar()
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Every module in eval mode inside the block. `model.train()` is not used to go back, because it forgets the fingerprint."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

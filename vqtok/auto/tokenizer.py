@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from vqtok.hub.folders import config_folder, fetch_folder, replace_files
 from vqtok.modeling import VQPreTrainedModel
 
 from .batches import default_batch_size, group_by_shape
-from .rooms import FILES, ROOMS, bits_per_unit, load_config, load_model, load_processor, quiet, room_of
+from .rooms import FILES, ROOMS, bits_per_unit, evaluating, load_config, load_model, load_processor, quiet, room_of
 
 
 class VQTokenizer:
@@ -242,7 +241,7 @@ class VQTokenizer:
         self._check_counts(batch_size=batch_size, num_codebooks=num_codebooks, num_levels=num_levels)
         parts: list[Codes] = []
         order: list[int] = []
-        with _evaluating(self.model):
+        with evaluating(self.model):
             for places, batch, sizes in group_by_shape(self._prepared(media), batch_size, self.layout.ndim):
                 levels = self.model.encode(batch.to(self.model.device)).codes
                 parts.append(Codes(tuple(c.cpu() for c in levels), torch.tensor(sizes), self.layout, self.fingerprint))
@@ -278,7 +277,7 @@ class VQTokenizer:
         for index, size in enumerate(codes.sizes.tolist()):
             groups.setdefault(self.layout.padded(size), []).append(index)
         media: list[Any] = [None] * len(codes)
-        with _evaluating(self.model):
+        with evaluating(self.model):
             for shape, indices in groups.items():
                 step = batch_size or default_batch_size(shape)
                 for start in range(0, len(indices), step):
@@ -390,16 +389,3 @@ def _load_again(origin: dict[str, Any], saved: str, digest: str, dtype: str, dev
             f"{origin['id_or_folder']} has changed since the tokenizer was pickled: load it again and start over"
         )
     return tokenizer
-
-
-@contextmanager
-def _evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Every module in eval mode inside the block. `model.train()` is not used to go back, because it forgets the fingerprint."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

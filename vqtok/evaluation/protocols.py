@@ -56,7 +56,7 @@ def ssim(reconstruction: Image.Image, original: Image.Image) -> float | None:
         ValueError: pictures of different sizes.
 
     Example:
-        >>> ssim(Image.new("L", (16, 16), 9), Image.new("L", (16, 16), 9)), ssim(Image.new("L", (9, 16)), Image.new("L", (9, 16)))
+        >>> ssim(Image.new("L", (16, 16)), Image.new("L", (16, 16))), ssim(Image.new("L", (9, 16)), Image.new("L", (9, 16)))
         (1.0, None)
     """
     from torchmetrics.functional.image import structural_similarity_index_measure

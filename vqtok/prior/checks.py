@@ -45,7 +45,10 @@ def check_grid(grid: Sequence[int], config: CodePriorConfig) -> None:
 
 
 def check_condition(ids: Tensor, mask: Tensor | None, batch: int, config: CodePriorConfig) -> tuple[Tensor, Tensor]:
-    """Ids and bool mask `(B, L)` of conditions that the config knows: text tokens padded on the left, or class labels `(B,)`."""
+    """Ids and bool mask `(B, L)` of conditions that the config knows: text tokens padded on the left, or class labels `(B,)`.
+
+    A row of padding alone is the null condition.
+    """
     if config.condition == "none":
         raise ValueError("this prior was made without conditions: leave the condition away")
     ids = ids[:, None] if ids.ndim == 1 and config.condition == "class" else ids
@@ -57,8 +60,8 @@ def check_condition(ids: Tensor, mask: Tensor | None, batch: int, config: CodePr
         )
     if not 1 <= ids.shape[1] <= most:
         raise ValueError(f"a condition of {ids.shape[1]} ids does not fit: this prior takes 1 to {most} {what}")
-    if not bool(mask[:, -1].all()):
-        raise ValueError("conditions are padded on the left and never empty, but the last column of their mask is not all true: see pad_conditions")
+    if bool((mask[:, :-1] & ~mask[:, 1:]).any()):
+        raise ValueError("conditions must be padded on the left, but their mask has padding after a token: use pad_conditions")
     low, high = (int(value) for value in torch.aminmax(ids))
     if low < 0 or high >= config.text_size:
         raise ValueError(f"condition id {low if low < 0 else high} is outside [0, {config.text_size}): use the prior's own text tokenizer or labels")

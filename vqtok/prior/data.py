@@ -12,8 +12,8 @@ import torch
 from torch.utils.data import Dataset
 
 from vqtok.codes import CodeLayout, Codes, check_range
-from vqtok.fingerprint import check_fingerprint
 from vqtok.files import write_json, write_with
+from vqtok.fingerprint import check_fingerprint
 
 from .sequence import pad_conditions
 

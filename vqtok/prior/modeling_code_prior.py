@@ -75,12 +75,13 @@ class CodePriorModel(PreTrainedModel, CodeDrawingMixin, CodeGenerationMixin):
     def __init__(self, config: CodePriorConfig):
         super().__init__(config)
         self.vocabulary = config.vocabulary
-        self.backbone = AutoModel.from_config(config.backbone_config)
+        # The dtype of the whole, not the one that a saved backbone_config remembers.
+        self.backbone = AutoModel.from_config(config.backbone_config, dtype=torch.get_default_dtype())
         _check_backbone(self.backbone)
         layout, width, streams = self.vocabulary.layout, config.backbone_config.hidden_size, self.vocabulary.streams
         num_codebooks = max(layout.ndim, *(stream.codebook + 1 for stream in streams))
         dims = (len(layout.levels), num_codebooks, config.extent, layout.ndim, width)
-        self.own_place, self.next_place = PlaceEmbedding(*dims), PlaceEmbedding(*dims)
+        self.place_embed, self.next_place_embed = PlaceEmbedding(*dims), PlaceEmbedding(*dims)
         # Rows for what is predicted, sizes and codes: row 0 belongs to the id `vocabulary.size_offset`.
         self.lm_head = nn.Linear(width, self.vocabulary.size - self.vocabulary.size_offset, bias=False)
         self._streams = {(stream.level, stream.codebook): (stream.offset, stream.size) for stream in streams}
@@ -143,7 +144,7 @@ class CodePriorModel(PreTrainedModel, CodeDrawingMixin, CodeGenerationMixin):
             sizes: int64 `(B, ndim)` in pixels, samples or bytes; checked against the grid.
             condition_ids: int64 `(B, L)` text tokens padded on the left, or `(B,)` class labels; None is the null condition. In train
                 mode conditions become null with probability `condition_dropout` (torch's global CPU generator decides).
-            condition_mask: `(B, L)`, true for tokens, false for padding; None if nothing is padding.
+            condition_mask: `(B, L)`, true for tokens, false for padding; None if nothing is padding. A row of padding alone is null.
             input_ids: int64 `(B, T)`, ids of `vocabulary`: condition, begin, sizes, codes.
             attention_mask: `(B, cached + T)`, 0 for padding on the left.
             past_key_values: the cache of earlier tokens.
@@ -168,9 +169,10 @@ class CodePriorModel(PreTrainedModel, CodeDrawingMixin, CodeGenerationMixin):
             mask_BL = torch.ones_like(ids_BL, dtype=torch.bool)
         else:
             ids_BL, mask_BL = check_condition(condition_ids.to(self.device), condition_mask, batch, self.config)
+            null_B = ~mask_BL[:, -1]
             if self.training and self.config.condition_dropout:
-                dropped_B = (torch.rand(batch) < self.config.condition_dropout).to(self.device)
-                ids_BL, mask_BL = replace_conditions(ids_BL, mask_BL, dropped_B, self.null_id)
+                null_B = null_B | (torch.rand(batch) < self.config.condition_dropout).to(self.device)
+            ids_BL, mask_BL = replace_conditions(ids_BL, mask_BL, null_B, self.null_id)
         nats_BP, size_nats_BA, table = self._nats(codes, ids_BL, mask_BL)
         sums = torch.zeros(len(codes), device=self.device).index_add(0, table.level_P, nats_BP.detach().sum(0))
         counts = torch.tensor([values.numel() for values in codes], device=self.device)
@@ -235,7 +237,7 @@ class CodePriorModel(PreTrainedModel, CodeDrawingMixin, CodeGenerationMixin):
         """`(1 + A + P, M)` for begin, sizes and codes: where each stands, and, from other tables, where the next one will."""
         here = places(shapes, self.config.ratios, self.config.extent, self.config.order, self.device)
         rows = (here.level_P, here.codebook_P, here.coord_PA)
-        return self.own_place(*(row[:-1] for row in rows)) + self.next_place(*(row[1:] for row in rows))
+        return self.place_embed(*(row[:-1] for row in rows)) + self.next_place_embed(*(row[1:] for row in rows))
 
     def _prefix(self, grid: Sequence[int]) -> Tensor:
         """Ids `(1 + A,)` of begin and of the tokens that announce the coarsest grid."""

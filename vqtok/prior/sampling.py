@@ -111,9 +111,8 @@ def filter_logits(logits_BK: Tensor, temperature: float = 1.0, top_k: int | None
     if top_p < 1:
         sorted_BK, order_BK = logits_BK.sort(dim=1, descending=True, stable=True)
         probabilities_BK = sorted_BK.softmax(1)
-        before_BK = probabilities_BK.cumsum(1) - probabilities_BK
-        drop_BK = (before_BK >= top_p).scatter(1, order_BK, before_BK >= top_p)
-        drop_BK.scatter_(1, order_BK[:, :1], False)
+        before_BK = probabilities_BK.cumsum(1) - probabilities_BK  # exactly 0 for the likeliest, which always stays
+        drop_BK = torch.empty_like(before_BK, dtype=torch.bool).scatter(1, order_BK, before_BK >= top_p)
         logits_BK = logits_BK.masked_fill(drop_BK, -math.inf)
     return logits_BK
 

@@ -66,18 +66,18 @@ def encode_prompts(
     """
     seen = None if seen_ids is None else frozenset(seen_ids)
     texts = [_text(prompt, f"prompt {index}") for index, prompt in enumerate(prompts)]
-    encoded = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
+    encoded = tokenizer(texts, add_special_tokens=False).input_ids if texts else []
     for index, (text, ids) in enumerate(zip(texts, encoded, strict=True)):
+        if seen is not None and not seen.issuperset(ids):
+            words = [word for word in text.split() if not seen.issuperset(_ids(tokenizer, word))]
+            word = words[0] if words else text
+            near = ", ".join(map(repr, _nearest(word, _words(tokenizer, seen))))
+            raise ValueError(
+                f"prompt {index}: the training captions never had the word {_short(word)!r}; the nearest known words are {near}"
+            )
         if len(ids) > max_length:
             raise ValueError(
                 f"prompt {index} has {len(ids)} tokens, this prior takes at most {max_length}: shorten {_short(text)!r}"
-            )
-        if seen is not None and not seen.issuperset(ids):
-            word = next(word for word in [*text.split(), text] if not seen.issuperset(_ids(tokenizer, word)) or word == text)
-            near = _nearest(word, _words(tokenizer, seen))
-            raise ValueError(
-                f"prompt {index}: the training captions never had the word {_short(word)!r}; "
-                f"the nearest known words are {', '.join(map(repr, near))}"
             )
     return encoded
 

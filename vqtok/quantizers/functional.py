@@ -61,11 +61,12 @@ def _nearest_in_block(z_nD: Tensor, mean_D: Tensor, centred_KD: Tensor, half_K: 
         raise ValueError(
             "latents hold NaN or infinite values: look for a diverged training (lower the learning rate) or bad input"
         )
-    # Bound on the rounding of a score: D products accumulated in fp32, the centring of both sides, and |e|^2 / 2. The last
+    # Bound on the rounding of a score: D products accumulated in fp32, the centring of both sides (a difference is rounded
+    # in proportion to itself, so the size of the mean is not in the bound), and |e|^2 / 2. The last
     # term is for products so small that fp32 underflows, where rounding is absolute instead of relative.
     info = torch.finfo(torch.float32)
     reach = centred_KD.norm(dim=1).max()
-    spread_n = y_nD.norm(dim=1) + reach + mean_D.norm()
+    spread_n = y_nD.norm(dim=1) + reach
     slack_n = 2 * info.eps * math.sqrt(z_nD.shape[1] + 4) * 4 * spread_n * reach + info.tiny
     close_nK = scores_nK <= (best_n + slack_n)[:, None]
     doubtful = close_nK.sum(1) > 1

@@ -1,0 +1,373 @@
+"""What every room's model has to show. A room's test class inherits `TokenizerTests` and says how to make its config and media.
+
+class TestImageVQ(TokenizerTests):
+    model_class = ImageVQModel
+    config_fields = {"num_channels", ...}
+    sizes = [(16, 16), (24, 40)]
+
+    def make_config(self, **changes): return ImageVQConfig(**{**TINY, **changes})
+    def make_media(self, batch, size, seed=0): return torch.randn(batch, 3, *size)
+"""
+
+import copy
+import dataclasses
+import json
+import re
+from collections.abc import Sequence
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tests import reference
+from vqtok.codes import Codes
+from vqtok.configuration import VQConfig
+from vqtok.modeling import VQPreTrainedModel
+
+PREPROCESSING = {"rescale": 1 / 255}
+
+
+def state(model: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+def same_state(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    """Equal names, dtypes and bits."""
+    return first.keys() == second.keys() and all(
+        value.dtype == second[name].dtype and value.equal(second[name]) for name, value in first.items()
+    )
+
+
+def same(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
+    """Equal levels, bit for bit."""
+    return len(first) == len(second) and all(a.equal(b) for a, b in zip(first, second, strict=True))
+
+
+class TokenizerTests:
+    """Modality-blind: a size is what `CodeLayout.grids` takes, media are a float tensor `(B, ...)`."""
+
+    model_class: type[VQPreTrainedModel]
+    config_fields: set[str]  # every field of the config beyond those of VQConfig: a change of the format is a decision
+    sizes: Sequence[Sequence[int]]  # of padded media; a square or short one first, then odd grids and unequal sides
+
+    def make_config(self, **changes) -> VQConfig:
+        raise NotImplementedError
+
+    def make_media(self, batch: int, size: Sequence[int], seed: int = 0) -> Tensor:
+        raise NotImplementedError
+
+    def make_model(self, **changes) -> VQPreTrainedModel:
+        """A model in eval whose codebooks were initialised by data, so that its codes differ from place to place."""
+        torch.manual_seed(0)
+        model = self.model_class(self.make_config(**changes)).eval()
+        model.init_codebooks([self.make_media(8, self.sizes[0], seed=100)])
+        codes = model.encode(self.make_media(2, self.sizes[0])).codes
+        assert all(level.unique().numel() > 2 for level in codes), "codes are all alike: the tests would show nothing"
+        return model
+
+    # -- configuration, saving, loading
+
+    def test_config_fields_and_round_trip(self, tmp_path):
+        base = {field.name for field in dataclasses.fields(VQConfig)}
+        assert {field.name for field in dataclasses.fields(type(self.make_config()))} - base == self.config_fields
+        config = self.make_config(fingerprint="f" * 64)
+        config.save_pretrained(tmp_path)
+        written = json.loads((tmp_path / "config.json").read_text())
+        assert self.config_fields <= written.keys() and written["model_type"] == config.model_type
+        back = type(config).from_pretrained(tmp_path)
+        assert back.to_dict() == config.to_dict() and back.layout == config.layout and back.fingerprint == "f" * 64
+
+    def test_save_and_load_are_bit_equal(self, tmp_path):
+        model = self.make_model()
+        model.train()(self.make_media(2, self.sizes[0]))
+        model.update_codebooks()
+        model.eval().save_pretrained(tmp_path)
+        back = self.model_class.from_pretrained(tmp_path)
+        assert not back.training and same_state(state(back), state(model))
+        media = self.make_media(2, self.sizes[-1], seed=1)
+        assert same(back.encode(media).codes, model.encode(media).codes)
+        assert back(media).reconstruction.equal(model(media).reconstruction)
+
+    @pytest.mark.parametrize("how", ["missing", "missing table", "mismatched", "unknown"])
+    def test_weights_that_do_not_fit_are_named(self, tmp_path, how):
+        model = self.make_model()
+        model.save_pretrained(tmp_path)
+        weights = load_file(tmp_path / "model.safetensors")
+        name = next(name for name in weights if ("codebook.embedding" if "table" in how else "encoder.") in name)
+        value = weights.pop(name)
+        if how == "mismatched":
+            weights[name] = torch.zeros(*value.shape, 2)
+        elif how == "unknown":
+            weights.update({name: value, "encoder.of_something_else": value.clone()})
+            name = "encoder.of_something_else"
+        save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(ValueError, match=f"do not fit the config.*{re.escape(name)}"):
+            self.model_class.from_pretrained(tmp_path)
+
+    def test_a_folder_without_good_weights_is_refused(self, tmp_path):
+        self.make_model().save_pretrained(tmp_path)
+        good = (tmp_path / "model.safetensors").read_bytes()
+        for damaged in (good[: len(good) // 2], b"", b"not safetensors at all"):
+            (tmp_path / "model.safetensors").write_bytes(damaged)
+            with pytest.raises(ValueError, match=f"{re.escape(str(tmp_path))}: .*truncated or damaged"):
+                self.model_class.from_pretrained(tmp_path)
+        (tmp_path / "model.safetensors").unlink()
+        torch.save({}, tmp_path / "pytorch_model.bin")  # a pickle is not an alternative
+        with pytest.raises(OSError, match="model.safetensors"):
+            self.model_class.from_pretrained(tmp_path)
+
+    def test_building_without_memory(self):
+        with torch.device("meta"):
+            model = self.model_class(self.make_config())
+        real = self.make_model()
+        assert {value.device.type for value in model.state_dict().values()} == {"meta"}
+        shapes = [{n: (v.shape, v.dtype) for n, v in each.state_dict().items()} for each in (model, real)]
+        assert shapes[0] == shapes[1]
+
+    # -- same codes, same media
+
+    def test_forward_decodes_what_encode_says(self):
+        model = self.make_model()
+        for size in self.sizes:
+            media = self.make_media(3, size)
+            out, encoded = model(media), model.encode(media)
+            assert same(out.codes, encoded.codes) and same(out.latents, encoded.latents)
+            assert out.reconstruction.shape == media.shape
+            assert out.reconstruction.equal(model.decode(encoded.codes).reconstruction)
+            assert same(out.quantized, model.embed_codes(encoded.codes)) and same(out.quantized, encoded.quantized)
+
+    def test_quantized_is_the_table_row_itself(self):
+        model = self.make_model()
+        out = model(self.make_media(2, self.sizes[0]))
+        for level, codes, rows in zip(model.quantizer.levels, out.codes, out.quantized, strict=True):
+            if codes.shape[1] == 1 and isinstance(level.project_out, torch.nn.Identity):
+                assert rows.equal(level.codebook.embedding[codes[:, 0]])
+
+    def test_codes_have_the_layout(self):
+        model = self.make_model()
+        assert model.layout == model.config.layout
+        for size in self.sizes:
+            codes = model.encode(self.make_media(3, size)).codes
+            assert isinstance(codes, tuple) and len(codes) == len(model.layout.levels)
+            for value, level, grid in zip(codes, model.layout.levels, model.layout.grids(size), strict=True):
+                assert value.dtype == torch.int64 and value.shape == (3, level.num_codebooks, *grid)
+                assert value.min() >= 0 and value.max() < level.codebook_size
+            batch = Codes(codes, torch.tensor([size] * 3), model.layout)
+            back = Codes.from_bytes(batch.to_bytes())
+            assert model.decode(back.levels).reconstruction.equal(model.decode(codes).reconstruction)
+
+    def test_every_prefix_of_levels_decodes(self):
+        model = self.make_model()
+        for size in self.sizes:
+            media = self.make_media(2, size)
+            codes = model.encode(media).codes
+            made = [model.decode(codes[:n]).reconstruction for n in range(1, len(codes) + 1)]
+            assert all(each.shape == media.shape and each.isfinite().all() for each in made)
+            assert not any(a.equal(b) for a, b in zip(made, made[1:], strict=False)), "a level does not matter"
+
+    @pytest.mark.parametrize("how", ["high", "negative", "dtype", "depth", "axes", "grid", "batch", "empty"])
+    def test_codes_of_a_wrong_kind_are_refused_before_any_lookup(self, how):
+        model = self.make_model()
+        codes = model.encode(self.make_media(2, self.sizes[-1])).codes
+        last = len(codes) - 1
+        level, shape = model.layout.levels[last], codes[last].shape
+        bad = {
+            "high": torch.where(torch.arange(shape[-1]) == 1, level.codebook_size, codes[last]),
+            "negative": torch.where(torch.arange(shape[-1]) == 1, -1, codes[last]),
+            "dtype": codes[last].int(),
+            "depth": codes[last].repeat_interleave(level.num_codebooks + 1, 1),
+            "axes": codes[last][:, 0],
+            "grid": codes[last][..., :-1] if last else codes[last][..., :0],
+            "batch": codes[last][:1] if last else codes[last][..., 0],
+            "empty": codes[last][:, :0],
+        }[how]
+        with pytest.raises(ValueError, match=f"level {last}: "):
+            model.decode((*codes[:last], bad))
+
+    def test_what_is_no_tuple_of_levels_is_refused(self):
+        model = self.make_model()
+        size = self.sizes[0]
+        codes = model.encode(self.make_media(1, size)).codes
+        for bad in ((), (*codes, codes[-1]), codes[0], None, 3, [None], Codes(codes, [size], model.layout)):
+            for call in (model.decode, model.embed_codes):
+                with pytest.raises(ValueError, match="codes .*coarse to fine"):
+                    call(bad)
+        assert model.decode(list(codes)).reconstruction.isfinite().all()
+
+    # -- codes belong to the sample
+
+    def test_a_batch_has_the_codes_of_its_samples(self):
+        model = self.make_model()
+        compared = 0
+        for size in self.sizes:
+            media = torch.cat([self.make_media(1, size, seed) for seed in range(2)])
+            together = model.encode(media)
+            for i in range(2):
+                alone = model.encode(media[i : i + 1])
+                for level, module in enumerate(model.quantizer.levels):
+                    z, alone_z = together.latents[level][i : i + 1], alone.latents[level]
+                    tolerance = 1e-5 * float(alone_z.std())
+                    assert (z - alone_z).abs().max() <= tolerance
+                    compared += 1
+                    different = (together.codes[level][i : i + 1] != alone.codes[level]).nonzero()
+                    for b, q, *position in different.tolist():
+                        pair = [
+                            encoded.codes[level][(row, q, *position)] for encoded, row in ((together, i), (alone, b))
+                        ]
+                        rows = [module.codebook(code) for code in pair]
+                        assert reference.is_near_tie(alone_z[(b, *position)], *rows, tolerance)
+                    if len(different):
+                        break  # the finer levels saw another condition
+        assert compared >= 2 * len(self.sizes)
+
+    def test_eval_is_deterministic_and_draws_no_random_numbers(self):
+        model, media = self.make_model(), self.make_media(2, self.sizes[-1])
+        first, before = model(media), torch.get_rng_state()
+        second = model(media)
+        assert torch.get_rng_state().equal(before)
+        assert same(first.codes, second.codes) and first.reconstruction.equal(second.reconstruction)
+        assert first.loss.equal(second.loss)
+
+    # -- training
+
+    @pytest.mark.parametrize("training", [False, True])
+    def test_the_loss_is_one_finite_number(self, training):
+        out = self.make_model().train(training)(self.make_media(2, self.sizes[0]))
+        for loss in (out.loss, *out.losses.values()):
+            assert loss.ndim == 0 and loss.dtype == torch.float32 and loss.isfinite()
+        assert ("commitment_loss" in out.losses) == training
+        assert out.losses["reconstruction_loss"] > 0
+
+    def test_encode_never_changes_state(self):
+        """In train mode neither, and between two training passes it leaves no trace in the next update."""
+        model = self.make_model()
+        twin, media, other = (
+            copy.deepcopy(model),
+            self.make_media(2, self.sizes[0]),
+            self.make_media(3, self.sizes[-1], 5),
+        )
+        for each, mode in ((model, True), (twin, True)):
+            each.train(mode)
+        before = state(model)
+        for _ in range(2):
+            for each in (model, twin):
+                torch.manual_seed(1)
+                each(media)
+            model.encode(other)
+            assert same_state(state(model), before), "a pass without an update changed something"
+            for each in (model, twin):
+                each.update_codebooks()
+            assert same_state(state(model), state(twin))
+            before = state(model)
+
+    def test_nothing_updates_in_eval(self):
+        model, media = self.make_model(), self.make_media(2, self.sizes[0])
+        tables = [codebook.embedding.detach().clone() for codebook in model.quantizer.codebooks]
+        model(media)
+        model.update_codebooks()
+        assert same([codebook.embedding for codebook in model.quantizer.codebooks], tables)
+
+    def test_gradients_reach_everything_that_trains(self):
+        """Every parameter, in every pass: distributed training waits for each of them."""
+        model = self.make_model().train()
+        model(self.make_media(4, self.sizes[0])).loss.backward()
+        names = dict(model.named_parameters())
+        assert [name for name, value in names.items() if value.requires_grad and value.grad is None] == []
+        for part in ("encoder", "decoder"):
+            gradients = [
+                value.grad.abs().sum() for name, value in names.items() if name.startswith(part) and value.requires_grad
+            ]
+            assert all(gradient.isfinite() for gradient in gradients) and sum(gradients) > 0
+        tables = [name for name in names if name.endswith("codebook.embedding")]
+        by_gradient = any(codebook.update_rule == "gradient" for codebook in model.quantizer.codebooks)
+        assert bool(tables) == by_gradient, "an EMA table is a buffer, whatever the optimizer"
+        assert all(names[name].grad.abs().sum() > 0 for name in tables)
+
+    # -- precision
+
+    def test_autocast_does_not_choose_the_codes(self):
+        model, media = self.make_model(), self.make_media(4, self.sizes[-1])
+        encoded = model.encode(media)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert same(model.encode(media).codes, encoded.codes)
+            levels = model.quantizer.encode(lambda level, quantized: encoded.latents[level])
+            assert same([out.codes for out in levels], encoded.codes)
+            assert model.train()(media).loss.isfinite()
+
+    @pytest.mark.parametrize("how", ["from_pretrained", "to", "half"])
+    def test_codebooks_stay_fp32(self, tmp_path, how):
+        """After use, through every way of changing the dtype, and through saving what has become of it."""
+        model, media = self.make_model(), self.make_media(2, self.sizes[-1])
+        encoded, quantizer = model.encode(media), state(model.quantizer)
+        if how == "from_pretrained":
+            model.save_pretrained(tmp_path)
+            model = self.model_class.from_pretrained(tmp_path, dtype=torch.bfloat16)
+        else:
+            model = model.half() if how == "half" else model.to(torch.bfloat16)
+        assert model.dtype in (torch.bfloat16, torch.float16)
+        assert same_state(state(model.quantizer), quantizer)
+        levels = model.quantizer.encode(lambda level, quantized: encoded.latents[level])
+        assert same([out.codes for out in levels], encoded.codes)
+        out = model(media)
+        assert out.reconstruction.isfinite().all() and out.loss.dtype == torch.float32
+        model.save_pretrained(tmp_path / "again")
+        back = self.model_class.from_pretrained(tmp_path / "again", dtype=torch.float32)
+        assert same_state(state(back.quantizer), quantizer)
+        assert back(media).reconstruction.isfinite().all()
+
+    def test_a_reloaded_table_is_used_at_once(self):
+        model, media = self.make_model(), self.make_media(2, self.sizes[0])
+        codes = model(media).codes
+        other = self.model_class(self.make_config()).eval()
+        model.load_state_dict(other.state_dict())
+        assert same(model.embed_codes(codes), other.embed_codes(codes))
+        assert same(model.encode(media).codes, other.encode(media).codes)
+
+    # -- the code space
+
+    def test_the_fingerprint_follows_what_decides_codes(self, tmp_path):
+        model = self.make_model()
+        expected = model.code_fingerprint(PREPROCESSING)
+        model.save_pretrained(tmp_path)
+        back = self.model_class.from_pretrained(tmp_path)
+        assert back.code_fingerprint(PREPROCESSING) == expected
+        assert back.code_fingerprint({"rescale": 1.0}) != expected
+        with torch.no_grad():
+            for codebook in back.quantizer.codebooks:
+                codebook.counts += 1
+                codebook.updates += 1
+            for parameter in back.decoder.parameters():
+                parameter += 1
+            assert back.code_fingerprint(PREPROCESSING) == expected, "bookkeeping and the decoder decide no codes"
+            for part in (back.encoder.parameters(), (codebook.embedding for codebook in back.quantizer.codebooks)):
+                next(iter(part)).view(-1)[0] += 1
+                assert (changed := back.code_fingerprint(PREPROCESSING)) != expected
+                expected = changed
+
+    def test_training_forgets_the_fingerprint(self):
+        model = self.make_model()
+        model.config.fingerprint = "f"
+        assert model.eval().config.fingerprint == "f"
+        model.encoder.requires_grad_(False)  # tables that move are enough
+        assert model.train().config.fingerprint is None
+        model.config.fingerprint = "f"
+        model.init_codebooks([self.make_media(8, self.sizes[0])])
+        assert model.config.fingerprint is None
+
+    def test_only_the_decoder_learns_when_codes_are_frozen(self):
+        model, media = self.make_model(), self.make_media(4, self.sizes[0])
+        model.config.fingerprint = expected = model.code_fingerprint(PREPROCESSING)
+        codes, before = model.encode(media).codes, state(model)
+        model.freeze_codes()
+        model.train()
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3, weight_decay=0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(media).loss.backward()
+            optimizer.step()
+            model.update_codebooks()
+        changed = {name for name, value in state(model).items() if not value.equal(before[name])}
+        assert changed and all(name.startswith("decoder.") for name in changed)
+        assert same(model.eval().encode(media).codes, codes)
+        assert model.code_fingerprint(PREPROCESSING) == expected == model.config.fingerprint

@@ -1,0 +1,170 @@
+"""The example scripts, end to end and tiny: words and pictures in, pictures out of words, with everything saved in between."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from accelerate.state import AcceleratorState
+from PIL import Image
+from safetensors.torch import load_file
+
+from examples import encode_dataset, generate, train_prior, train_tokenizer
+from vqtok import VQPipeline, VQTokenizer
+from vqtok.prior.data import CodeDataset
+
+ROOT = Path(__file__).resolve().parent.parent
+QUICK = ["--num_threads", "1", "--warmup_steps", "1", "--log_every", "2"]
+TINY_TOKENIZER = ["--config", "image/vqvae2-digits", "--max_steps", "4", "--batch_size", "8", "--num_samples", "64", "--eval_samples", "16"]
+TINY_PRIOR = ["--max_steps", "4", "--batch_size", "8", "--eval_samples", "16", "--mixed_precision", "no"]
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A tokenizer, its codes, and a pipeline, made by the scripts."""
+    folder = tmp_path_factory.mktemp("made")
+    train_tokenizer.main([*TINY_TOKENIZER, *QUICK, "--output_dir", str(folder / "tokenizer")])
+    encode = ["--tokenizer", str(folder / "tokenizer"), "--num_samples", "120", "--output_dir", str(folder / "codes")]
+    encode_dataset.main(encode)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    prior = ["--config", "prior/digits", "--tokenizer", str(folder / "tokenizer"), "--codes", str(folder / "codes")]
+    train_prior.main([*prior, *TINY_PRIOR, *QUICK, "--output_dir", str(folder / "pipeline")])
+    return folder
+
+
+def test_the_tokenizer_folder_holds_what_the_design_names(made):
+    names = {path.name for path in (made / "tokenizer").iterdir()}
+    assert {"config.json", "model.safetensors", "preprocessor_config.json", "metrics.json", "training.json", "README.md"} <= names
+    tokenizer = VQTokenizer.from_pretrained(made / "tokenizer")
+    tokenizer.verify()
+    picture = Image.new("RGB", (37, 45), "red")
+    assert tokenizer.reconstruct([picture])[0].size == (37, 45)
+    assert "fingerprint" in (made / "tokenizer" / "README.md").read_text()
+
+
+def test_no_path_of_this_machine_is_in_what_would_be_published(made):
+    looked = 0
+    for path in [*(made / "tokenizer").glob("*.*"), *(made / "pipeline").rglob("*.*")]:
+        if path.suffix in (".json", ".md") and "checkpoints" not in path.parts:
+            looked += 1
+            assert str(made) not in path.read_text(), path
+    assert looked >= 8
+
+
+def test_the_code_cache_is_tied_to_the_tokenizer(made):
+    codes = CodeDataset(made / "codes")
+    tokenizer = VQTokenizer.from_pretrained(made / "tokenizer")
+    assert (len(codes), codes.fingerprint, codes.layout) == (120, tokenizer.fingerprint, tokenizer.layout)
+    assert codes[3]["text"]
+    with pytest.raises(FileExistsError, match="holds a code cache already"):
+        encode_dataset.main(["--tokenizer", str(made / "tokenizer"), "--output_dir", str(made / "codes"), "--num_samples", "3"])
+
+
+def test_the_pipeline_draws_the_same_pictures_again(made):
+    words = {"prompts": ["a red three top left"], "num_samples": 2, "seed": 5, "sizes": (32, 32)}
+    pictures = [VQPipeline.from_pretrained(made / "pipeline")(**words) for _ in range(2)]
+    assert [p.tobytes() for p in pictures[0]] == [p.tobytes() for p in pictures[1]]
+    assert pictures[0][0].tobytes() != pictures[0][1].tobytes()
+    assert pictures[0][0].size == (32, 32)
+
+
+def test_generate_writes_pictures(made, tmp_path):
+    words = ["--pipeline", str(made / "pipeline"), "--prompts", "a red three top left", "a blue seven bottom right"]
+    written = generate.main([*words, "--num_samples", "2", "--output_dir", str(tmp_path / "out")])
+    assert len(written) == 5 and all(min(Image.open(path).size) >= 8 for path in written)
+
+
+def test_a_prior_refuses_codes_of_another_tokenizer(made, tmp_path):
+    train_tokenizer.main([*TINY_TOKENIZER, *QUICK, "--seed", "1", "--output_dir", str(tmp_path / "other")])
+    AcceleratorState._reset_state(reset_partial_state=True)
+    mine, other = (VQTokenizer.from_pretrained(folder).fingerprint for folder in (made / "tokenizer", tmp_path / "other"))
+    flags = ["--config", "prior/digits", "--tokenizer", str(tmp_path / "other"), "--codes", str(made / "codes")]
+    with pytest.raises(ValueError, match=f"(?s){mine}.*{other}|{other}.*{mine}"):
+        train_prior.main([*flags, *TINY_PRIOR, *QUICK, "--output_dir", str(tmp_path / "pipeline")])
+    assert not (tmp_path / "pipeline" / "config.json").exists()
+
+
+def test_fine_tuning_the_decoder_alone_keeps_the_codes(made, tmp_path):
+    flags = ["--tokenizer", str(made / "tokenizer"), "--decoder_only", "--max_steps", "3", "--batch_size", "8", "--num_samples", "64"]
+    train_tokenizer.main([*flags, *QUICK, "--eval_samples", "16", "--output_dir", str(tmp_path)])
+    before, after = load_file(made / "tokenizer" / "model.safetensors"), load_file(tmp_path / "model.safetensors")
+    changed = {name.split(".")[0] for name in before if not bool((before[name] == after[name]).all())}
+    assert changed == {"decoder"}
+    assert VQTokenizer.from_pretrained(tmp_path).fingerprint == VQTokenizer.from_pretrained(made / "tokenizer").fingerprint
+
+
+def test_training_on_a_folder_of_photographs_skips_what_cannot_be_read(tmp_path, capsys):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(6):
+        Image.effect_noise((50 + 3 * i, 60), 80).convert("RGB").save(folder / f"{i}.png")
+    (folder / "broken.png").write_bytes((folder / "0.png").read_bytes()[:200])
+    flags = ["--config", "image/vqvae2-photos", "--dataset", str(folder), "--holdout", "1", "--image_size", "32", "--max_steps", "2"]
+    metrics = train_tokenizer.main([*flags, *QUICK, "--batch_size", "4", "--output_dir", str(tmp_path / "out")])
+    assert metrics["data"]["num_images"] == 1
+    assert "broken.png" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ([], "give either --config"),
+        (["--config", "image/vqvae2-digits", "--tokenizer", "x"], "give either --config"),
+        (["--config", "image/vqvae2-digits", "--decoder_only"], "--decoder_only needs --tokenizer"),
+        (["--config", "image/vqvae2-digit"], "vqvae2-digits"),
+        (["--config", "image/vqvae2-digits", "--dataset", "no/such/folder"], "no/such/folder"),
+        (["--config", "image/vqvae2-digits", "--batch_size", "0"], "--batch_size must be at least 1"),
+        (["--tokenizer", "no/such/tokenizer"], "no/such/tokenizer"),
+    ],
+)
+def test_bad_flags_are_one_sentence_and_write_nothing(flags, words, tmp_path):
+    with pytest.raises((ValueError, OSError), match=words):
+        train_tokenizer.main([*flags, "--output_dir", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_kill_minus_nine_and_the_same_command_again_ends_with_equal_weights(tmp_path):
+    """In real processes: one that is never stopped, and one killed while it trains."""
+
+    def command(folder):
+        steps = ["--max_steps", "40", "--save_every", "5"]
+        return [sys.executable, str(ROOT / "examples/train_tokenizer.py"), *TINY_TOKENIZER, *QUICK, *steps, "--output_dir", str(folder)]
+
+    subprocess.run(command(tmp_path / "whole"), check=True, capture_output=True)
+    process = subprocess.Popen(command(tmp_path / "cut"), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    while process.poll() is None and not (tmp_path / "cut" / "checkpoints" / "step-10").exists():
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "cut" / "model.safetensors").exists(), "the run was over before it could be killed"
+    subprocess.run(command(tmp_path / "cut"), check=True, capture_output=True)
+    whole, cut = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
+    assert all(bool((whole[name] == cut[name]).all()) for name in whole)
+
+
+@pytest.mark.slow
+def test_accelerate_launches_the_prior_on_two_processes(made, tmp_path):
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"]
+    flags = ["--config", "prior/digits", "--tokenizer", str(made / "tokenizer"), "--codes", str(made / "codes")]
+    script = [str(ROOT / "examples/train_prior.py"), *flags, *TINY_PRIOR, *QUICK, "--output_dir", str(tmp_path / "two")]
+    done = subprocess.run([*launch, *script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    losses = [
+        [record["loss"] for record in json.loads((folder / "training.json").read_text())["history"] if "loss" in record]
+        for folder in (tmp_path / "two", made / "pipeline")
+    ]
+    assert len(losses[0]) == len(losses[1]) == 2
+    pipeline = VQPipeline.from_pretrained(tmp_path / "two")
+    assert pipeline(["a red three top left"], seed=0, sizes=(32, 32))[0].size == (32, 32)

@@ -1,0 +1,34 @@
+"""Tiny pictures and a tiny image tokenizer, for tests."""
+
+import numpy as np
+import torch
+from PIL import Image
+
+from vqtok.auto import VQTokenizer
+from vqtok.image import ImageVQConfig, ImageVQModel
+from vqtok.image.image_processing_image_vq import ImageVQImageProcessor
+
+CONFIG = {"strides": [8, 4], "codebook_sizes": [16, 32], "hidden_size": 16, "residual_size": 8, "codebook_dim": 4}
+
+
+def picture(height, width, seed=0):
+    """Coarse noise, so that codes differ from place to place."""
+    rng = np.random.default_rng([seed, height, width])
+    small = Image.fromarray(rng.integers(0, 256, (height // 4 + 1, width // 4 + 1, 3), dtype=np.uint8))
+    return small.resize((width, height))
+
+
+def make_tokenizer(seed=0, **changes):
+    """Random weights; the codebooks fit them, so that many codes are used."""
+    torch.manual_seed(seed)
+    model = ImageVQModel(ImageVQConfig(**{**CONFIG, **changes})).eval()
+    tokenizer = VQTokenizer(model, ImageVQImageProcessor(model.layout.stride, model.config.num_channels))
+    pixels = torch.stack([tokenizer.processor.prepare(picture(64, 64, s))[0] for s in range(4)])
+    model.init_codebooks([pixels])
+    return tokenizer
+
+
+def assert_same_codes(one, other):
+    assert one.sizes.tolist() == other.sizes.tolist()
+    for a, b in zip(one.levels, other.levels, strict=True):
+        assert torch.equal(a, b)

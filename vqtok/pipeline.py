@@ -1,0 +1,264 @@
+"""`VQPipeline`: from words, classes or nothing to media. A prior, the VQ tokenizer whose codes it knows, and a text tokenizer."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+
+from vqtok.auto import VQTokenizer
+from vqtok.auto.rooms import quiet
+from vqtok.files import write_json
+from vqtok.fingerprint import check_fingerprint
+from vqtok.hub.folders import fetch_folder, replace_files
+from vqtok.prior import CodePriorConfig, CodePriorModel, encode_prompts
+from vqtok.prior.text import from_ranges, to_ranges
+
+FORMAT = 1
+PIPELINE_FILE = "pipeline.json"
+# What a pipeline's folder consists of, for downloads: no samples, no checkpoints.
+FILES = (
+    *(PIPELINE_FILE, "config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json"),
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model"),
+    *("vq_tokenizer/*.json", "vq_tokenizer/model*.safetensors"),
+)
+
+AutoConfig.register(CodePriorConfig.model_type, CodePriorConfig, exist_ok=True)
+AutoModel.register(CodePriorConfig, CodePriorModel, exist_ok=True)
+
+
+class VQPipeline:
+    """Media of prompts.
+
+    Args:
+        prior: knows how codes go together.
+        vq_tokenizer: turns codes into media; the one whose codes the prior was trained on.
+        text_tokenizer: of the prior's text tokens; only for a prior with the condition "text".
+        text_ids_seen: the text tokens that the training captions had (see `vqtok.prior.text.seen_token_ids`); a prompt with
+            another one is refused. None asks for nothing.
+
+    Attributes:
+        prior, vq_tokenizer, text_tokenizer, text_ids_seen: as given.
+
+    Raises:
+        ValueError: the three do not belong together; both fingerprints or layouts are named.
+
+    Example:
+        >>> vq_tokenizer = VQTokenizer.from_config("image/vqvae-digits")
+        >>> backbone = {"model_type": "gpt2", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+        >>> layout = vq_tokenizer.layout.to_dict()
+        >>> prior = CodePriorModel(CodePriorConfig(layout=layout, condition="class", text_size=10, backbone_config=backbone))
+        >>> pipe = VQPipeline(prior, vq_tokenizer)
+        >>> [image.size for image in pipe([3, 7], num_samples=2, sizes=(24, 32), seed=0)]
+        [(32, 24), (32, 24), (32, 24), (32, 24)]
+    """
+
+    def __init__(
+        self,
+        prior: CodePriorModel,
+        vq_tokenizer: VQTokenizer,
+        text_tokenizer: PreTrainedTokenizerBase | None = None,
+        text_ids_seen: Iterable[int] | None = None,
+    ) -> None:
+        config = prior.config
+        check_fingerprint(config.fingerprint, vq_tokenizer.fingerprint, "the codes of this VQ tokenizer")
+        if prior.vocabulary.layout != vq_tokenizer.layout:
+            raise ValueError(
+                f"the prior was made for codes of the layout {prior.vocabulary.layout.to_dict()}, this VQ tokenizer makes "
+                f"{vq_tokenizer.layout.to_dict()}: use the tokenizer that the prior was trained with"
+            )
+        if (config.condition == "text") != (text_tokenizer is not None):
+            remedy = "give the one it was trained with" if config.condition == "text" else "leave it away"
+            raise ValueError(
+                f"a prior with the condition {config.condition!r} was given the text tokenizer {type(text_tokenizer).__name__}: {remedy}"
+            )
+        if text_tokenizer is not None and len(text_tokenizer) > config.text_size:
+            raise ValueError(
+                f"this text tokenizer has {len(text_tokenizer)} tokens, the prior knows {config.text_size}: use the one it was trained with"
+            )
+        self.prior, self.vq_tokenizer, self.text_tokenizer = prior, vq_tokenizer, text_tokenizer
+        self.text_ids_seen = None if text_ids_seen is None else sorted(set(text_ids_seen))
+
+    # -- from files and to files
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        id_or_folder: str | os.PathLike,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | str | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike | None = None,
+        local_files_only: bool = False,
+    ) -> VQPipeline:
+        """The pipeline of a folder or of a repository on the Hub, in eval mode. No code and no pickle is ever loaded.
+
+        Args:
+            id_or_folder: a folder that `save_pretrained` wrote, or "owner/name" on the Hub.
+            device: where it runs; None means the CPU.
+            dtype: of the prior's weights; None means as they were saved. The VQ tokenizer stays float32.
+            revision: branch, tag or commit on the Hub.
+            token, cache_dir, local_files_only: as everywhere in huggingface_hub.
+
+        Raises:
+            OSError: no such folder or repository, or a file is missing from it; the sentence says which and what to do.
+            ValueError: the parts do not belong together, or their files are damaged.
+        """
+        hub = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+        folder, _ = fetch_folder(id_or_folder, FILES, revision=revision, **hub)
+        facts = _read_facts(folder)
+        vq_tokenizer = _load_vq_tokenizer(folder, facts, hub)
+        check_fingerprint(facts["fingerprint"], vq_tokenizer.fingerprint, f"the VQ tokenizer {facts['vq_tokenizer']}")
+        prior = _load_prior(folder, dtype)
+        text_tokenizer = None
+        if prior.config.condition == "text":
+            if not (folder / "tokenizer_config.json").is_file():
+                raise FileNotFoundError(f"{folder} has no tokenizer_config.json: save the pipeline again with save_pretrained")
+            text_tokenizer = AutoTokenizer.from_pretrained(folder)
+        seen = facts.get("text_ids_seen")
+        pipeline = cls(prior, vq_tokenizer, text_tokenizer, None if seen is None else from_ranges(seen))
+        return pipeline if device is None else pipeline.to(device)
+
+    def save_pretrained(self, folder: str | os.PathLike) -> None:
+        """Write everything into one folder; other files in it (checkpoints, samples) stay.
+
+        Raises:
+            OSError: the disk is full, say. The folder is then as it was before.
+        """
+        with replace_files(folder, last=PIPELINE_FILE) as staging, quiet():
+            self.prior.save_pretrained(staging)
+            if self.text_tokenizer is not None:
+                self.text_tokenizer.save_pretrained(staging)
+            # Saved through another facade, so that the one in use does not remember the staging folder as its home.
+            part = VQTokenizer(self.vq_tokenizer.model, self.vq_tokenizer.processor)
+            part.save_pretrained(staging / "vq_tokenizer")
+            facts: dict[str, Any] = {
+                "format": FORMAT,
+                "stages": ["."],
+                "vq_tokenizer": "vq_tokenizer",
+                "fingerprint": self.vq_tokenizer.fingerprint,
+            }
+            if self.text_ids_seen is not None:
+                facts["text_ids_seen"] = to_ranges(self.text_ids_seen)
+            write_json(staging / PIPELINE_FILE, facts)
+
+    # -- media
+
+    def __call__(
+        self,
+        prompts: str | int | Sequence[str | int | None] | None = None,
+        num_samples: int = 1,
+        seed: int | None = None,
+        **sampling: Any,
+    ) -> list[Any]:
+        """Return media, `num_samples` of the first prompt, then of the second, and so on.
+
+        Args:
+            prompts: texts or class labels, as the prior's condition is; None, as a whole or as an entry, for media without condition.
+            num_samples: per prompt.
+            seed: the same seed gives the same media, whatever is drawn beside them; None draws one.
+            sampling: `sizes`, `guidance_scale`, `temperature`, `top_k`, `top_p`, `batch_size` of `CodePriorModel.sample_codes`;
+                what is not given comes from `generation_config.json`.
+
+        Raises:
+            ValueError: a prompt that is empty, too long, or has a word that the captions never had; a value out of range.
+        """
+        codes = self.prior.sample_codes(self._condition(prompts), num_samples=num_samples, seed=seed, **sampling)
+        return self.vq_tokenizer.decode(codes)
+
+    def _condition(self, prompts: Any) -> list[Any] | None:
+        if prompts is None:
+            return None
+        rows = [prompts] if isinstance(prompts, str | int) else list(prompts)
+        config = self.prior.config
+        if config.condition == "none":
+            raise ValueError(f"this prior was made without conditions: call the pipeline with None instead of {rows[:3]!r}")
+        if not rows:
+            raise ValueError("there are no prompts: give a list of at least one, or None for a sample without condition")
+        if config.condition == "text":
+            texts = [row for row in rows if row is not None]
+            encoded = iter(encode_prompts(self.text_tokenizer, texts, config.max_text_length, self.text_ids_seen))
+            return [None if row is None else next(encoded) for row in rows]
+        for row in rows:
+            if row is not None and (isinstance(row, str | bool) or not 0 <= int(row) < config.text_size):
+                raise ValueError(f"this prior takes class labels from 0 to {config.text_size - 1}, got {row!r}")
+        return [None if row is None else int(row) for row in rows]
+
+    @property
+    def sampling_rate(self) -> int | None:
+        """Of audio, in Hz; None for other media."""
+        return getattr(self.vq_tokenizer.processor, "sampling_rate", None)
+
+    def to(self, device: torch.device | str) -> VQPipeline:
+        """Move prior and VQ tokenizer; returns itself."""
+        self.prior.to(device)
+        self.vq_tokenizer.to(device)
+        return self
+
+    def __repr__(self) -> str:
+        config, count = self.prior.config, sum(parameter.numel() for parameter in self.prior.parameters())
+        asked = {"text": f"texts of up to {config.max_text_length} tokens", "class": f"{config.text_size} classes"}
+        known = "" if self.text_ids_seen is None else f", {len(self.text_ids_seen)} of them seen in training"
+        lines = [
+            f"VQPipeline ({config.backbone_config.model_type} prior, {count / 1e6:.2f} M parameters)",
+            f"  condition: {asked.get(config.condition, 'none')}",
+            *([f"  text tokenizer: {len(self.text_tokenizer)} tokens{known}"] if self.text_tokenizer is not None else []),
+            *("  " + line for line in repr(self.vq_tokenizer).splitlines()),
+        ]
+        return "\n".join(lines)
+
+
+def _read_facts(folder: Path) -> dict[str, Any]:
+    path = folder / PIPELINE_FILE
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{folder} has no {PIPELINE_FILE} and is no pipeline: a tokenizer alone is loaded with VQTokenizer.from_pretrained"
+        )
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        version, stages, name = facts["format"], facts["stages"], facts["vq_tokenizer"]
+        seen, fingerprint = facts.get("text_ids_seen") or [], facts["fingerprint"]
+        pairs = all(len(pair) == 2 and 0 <= pair[0] <= pair[1] < 1 << 22 for pair in seen)
+        named = isinstance(name, str) or (isinstance(name, dict) and set(name) == {"repo", "revision"})
+        if not isinstance(version, int) or not named or not pairs or not isinstance(fingerprint, str | None):
+            raise ValueError("a field has the wrong form")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} makes no sense ({type(error).__name__}: {error}): save the pipeline again") from None
+    if version > FORMAT or stages != ["."]:
+        raise ValueError(f"{path} has format {version} and stages {stages}, this vqtok knows {FORMAT} and ['.']: upgrade vqtok")
+    return facts
+
+
+def _load_vq_tokenizer(folder: Path, facts: dict[str, Any], hub: dict[str, Any]) -> VQTokenizer:
+    name = facts["vq_tokenizer"]
+    if isinstance(name, dict):
+        return VQTokenizer.from_pretrained(str(name["repo"]), revision=name["revision"], **hub)
+    parts = PurePosixPath(name).parts
+    if not parts or ".." in parts or PurePosixPath(name).is_absolute() or "\\" in name or ":" in name:
+        raise ValueError(f"{folder / PIPELINE_FILE}: vq_tokenizer must be a folder inside the pipeline, got {name!r}")
+    if not (folder / name).is_dir():
+        raise FileNotFoundError(f"{folder} has no folder {name!r} with the VQ tokenizer: save the pipeline again")
+    return VQTokenizer.from_pretrained(folder / name)
+
+
+def _load_prior(folder: Path, dtype: torch.dtype | str | None) -> CodePriorModel:
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} has no config.json: save the pipeline again with save_pretrained")
+    if not any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
+        pickles = sorted(path.name for path in folder.glob("*") if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+        found = f" (only {pickles[0]}, a pickle, which vqtok never loads)" if pickles else ""
+        raise FileNotFoundError(f"{folder} has no model.safetensors{found}: save the pipeline again with save_pretrained")
+    try:
+        config = CodePriorConfig.from_pretrained(folder)
+    except (StrictDataclassError, ValueError) as error:
+        raise ValueError(f"{folder / 'config.json'}: {' '.join(str(error).split())}") from error
+    with quiet():
+        return CodePriorModel.from_pretrained(folder, config=config, dtype="auto" if dtype is None else dtype)
