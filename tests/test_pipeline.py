@@ -35,7 +35,11 @@ def make_vq_tokenizer(folder, seed=0):
 def make_prior(vq_tokenizer, **fields):
     torch.manual_seed(1)
     config = CodePriorConfig(
-        layout=vq_tokenizer.layout.to_dict(), fingerprint=vq_tokenizer.fingerprint, max_grid=4, backbone_config=BACKBONE, **fields
+        layout=vq_tokenizer.layout.to_dict(),
+        fingerprint=vq_tokenizer.fingerprint,
+        max_grid=4,
+        backbone_config=BACKBONE,
+        **fields,
     )
     prior = CodePriorModel(config).eval()
     with torch.no_grad():
@@ -97,7 +101,9 @@ def test_saved_and_loaded_it_draws_the_same_pixels(pipe, tmp_path):
     assert type(AutoModel.from_pretrained(folder)) is CodePriorModel
     assert VQTokenizer.from_pretrained(folder, subfolder="vq_tokenizer").fingerprint == pipe.vq_tokenizer.fingerprint
     half = VQPipeline.from_pretrained(folder, dtype=torch.bfloat16)
-    assert {value.dtype for value in half.prior.parameters()} == {torch.bfloat16} and len(half("a red zero", seed=0)) == 1
+    assert {value.dtype for value in half.prior.parameters()} == {torch.bfloat16} and len(
+        half("a red zero", seed=0)
+    ) == 1
     assert half.vq_tokenizer.model.dtype == torch.float32
     half.save_pretrained(tmp_path / "half")
     fresh = CodePriorModel(CodePriorConfig.from_pretrained(tmp_path / "half"))
@@ -215,7 +221,11 @@ def _edit(path, **changes):
         (lambda f: _edit(f / "pipeline.json", vq_tokenizer="/etc"), ValueError, "inside the pipeline, got '/etc'"),
         (lambda f: _edit(f / "pipeline.json", vq_tokenizer="elsewhere"), OSError, "no folder 'elsewhere'"),
         (lambda f: _edit(f / "pipeline.json", fingerprint="0" * 64), ValueError, "0000"),
-        (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), OSError, "no model.safetensors .*pytorch_model.bin"),
+        (
+            lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
+            OSError,
+            "no model.safetensors .*pytorch_model.bin",
+        ),
         (lambda f: (f / "model.safetensors").write_bytes(b"\x00" * 40), ValueError, "truncated or damaged"),
         (lambda f: (f / "config.json").unlink(), OSError, "no config.json"),
         (lambda f: _edit(f / "config.json", text_size="many"), ValueError, "config.json.*text_size"),

@@ -49,6 +49,7 @@ def test_python_blocks_run(index, home, monkeypatch):
 
 def test_commands_run(home, monkeypatch):
     monkeypatch.chdir(home)
+    (home / "cat.vq").unlink(missing_ok=True)  # of the Python block; the command never overwrites unasked
     for command in COMMANDS:
         result = CliRunner().invoke(app, shlex.split(command)[1:])
         assert result.exit_code == 0, (command, result.output, result.exception)

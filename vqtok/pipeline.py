@@ -121,7 +121,9 @@ class VQPipeline:
         text_tokenizer = None
         if prior.config.condition == "text":
             if not (folder / "tokenizer_config.json").is_file():
-                raise FileNotFoundError(f"{folder} has no tokenizer_config.json: save the pipeline again with save_pretrained")
+                raise FileNotFoundError(
+                    f"{folder} has no tokenizer_config.json: save the pipeline again with save_pretrained"
+                )
             text_tokenizer = AutoTokenizer.from_pretrained(folder)
         seen = facts.get("text_ids_seen")
         pipeline = cls(prior, vq_tokenizer, text_tokenizer, None if seen is None else from_ranges(seen))
@@ -180,9 +182,13 @@ class VQPipeline:
         rows = [prompts] if isinstance(prompts, str | int) else list(prompts)
         config = self.prior.config
         if config.condition == "none":
-            raise ValueError(f"this prior was made without conditions: call the pipeline with None instead of {rows[:3]!r}")
+            raise ValueError(
+                f"this prior was made without conditions: call the pipeline with None instead of {rows[:3]!r}"
+            )
         if not rows:
-            raise ValueError("there are no prompts: give a list of at least one, or None for a sample without condition")
+            raise ValueError(
+                "there are no prompts: give a list of at least one, or None for a sample without condition"
+            )
         if config.condition == "text":
             texts = [row for row in rows if row is not None]
             encoded = iter(encode_prompts(self.text_tokenizer, texts, config.max_text_length, self.text_ids_seen))
@@ -210,7 +216,11 @@ class VQPipeline:
         lines = [
             f"VQPipeline ({config.backbone_config.model_type} prior, {count / 1e6:.2f} M parameters)",
             f"  condition: {asked.get(config.condition, 'none')}",
-            *([f"  text tokenizer: {len(self.text_tokenizer)} tokens{known}"] if self.text_tokenizer is not None else []),
+            *(
+                [f"  text tokenizer: {len(self.text_tokenizer)} tokens{known}"]
+                if self.text_tokenizer is not None
+                else []
+            ),
             *("  " + line for line in repr(self.vq_tokenizer).splitlines()),
         ]
         return "\n".join(lines)
@@ -233,7 +243,9 @@ def _read_facts(folder: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} makes no sense ({type(error).__name__}: {error}): save the pipeline again") from None
     if version > FORMAT or stages != ["."]:
-        raise ValueError(f"{path} has format {version} and stages {stages}, this vqtok knows {FORMAT} and ['.']: upgrade vqtok")
+        raise ValueError(
+            f"{path} has format {version} and stages {stages}, this vqtok knows {FORMAT} and ['.']: upgrade vqtok"
+        )
     return facts
 
 
@@ -255,7 +267,9 @@ def _load_prior(folder: Path, dtype: torch.dtype | str | None) -> CodePriorModel
     if not any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
         pickles = sorted(path.name for path in folder.glob("*") if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
         found = f" (only {pickles[0]}, a pickle, which vqtok never loads)" if pickles else ""
-        raise FileNotFoundError(f"{folder} has no model.safetensors{found}: save the pipeline again with save_pretrained")
+        raise FileNotFoundError(
+            f"{folder} has no model.safetensors{found}: save the pipeline again with save_pretrained"
+        )
     try:
         config = CodePriorConfig.from_pretrained(folder)
     except (StrictDataclassError, ValueError) as error:

@@ -13,7 +13,9 @@ SMALL = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2}
 
 
 def test_round_trip_through_a_file(tmp_path):
-    config = CodePriorConfig(layout=LAYOUT, condition="text", text_size=50, backbone_config={"model_type": "gpt2", "n_embd": 48})
+    config = CodePriorConfig(
+        layout=LAYOUT, condition="text", text_size=50, backbone_config={"model_type": "gpt2", "n_embd": 48}
+    )
     config.fingerprint = "ab" * 32
     config.save_pretrained(tmp_path)
     again = CodePriorConfig.from_pretrained(tmp_path)
@@ -57,7 +59,10 @@ def test_default_backbone_is_a_small_llama():
         ({"max_txt_length": 3}, "no field 'max_txt_length'. Did you mean 'max_text_length'"),
         ({"backbone_config": {"model_type": "llamma"}}, "Did you mean 'llama'"),
         ({"backbone_config": {"hidden_size": 8}}, "needs a model_type"),
-        ({"backbone_config": {"model_type": "llama", "hiden_size": 8}}, "no field 'hiden_size'. Did you mean 'hidden_size'"),
+        (
+            {"backbone_config": {"model_type": "llama", "hiden_size": 8}},
+            "no field 'hiden_size'. Did you mean 'hidden_size'",
+        ),
         ({"backbone_config": {"model_type": "llama", "hidden_size": 1 << 20}}, "hidden_size must be from 1 to 65536"),
         ({"backbone_config": {"model_type": "bert"}}, "'bert' is an encoder"),
         ({"backbone_config": {"model_type": "t5"}}, "'t5' is an encoder-decoder"),

@@ -41,7 +41,6 @@ def test_uniforms_belong_to_seed_and_sample():
     assert not torch.equal(uniforms(1 << 32, 0, 4), uniforms(0, 0, 4)), "all bits of the seed count"
 
 
-
 def test_draw_follows_the_probabilities_and_never_takes_what_is_impossible():
     logits = torch.tensor([0.0, 2.0, -math.inf, 1.0, -math.inf])
     numbers = torch.cat([torch.arange(2000, dtype=torch.float64) / 2000, torch.tensor([1 - 2.0**-53])])
@@ -74,7 +73,9 @@ def slow_filter(row, temperature, top_k, top_p):
     return out
 
 
-@pytest.mark.parametrize(("temperature", "top_k", "top_p"), [(1.0, None, 1.0), (0.5, 7, 1.0), (2.0, None, 0.6), (1.3, 9, 0.5), (1, 1, 1)])
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p"), [(1.0, None, 1.0), (0.5, 7, 1.0), (2.0, None, 0.6), (1.3, 9, 0.5), (1, 1, 1)]
+)
 def test_filters_match_the_slow_twin(temperature, top_k, top_p):
     logits = torch.randn(20, 30, generator=torch.Generator().manual_seed(3)) * 2
     kept = torch.isfinite(filter_logits(logits, temperature, top_k, top_p))
@@ -88,7 +89,10 @@ def test_filters_by_hand():
     assert torch.isfinite(filter_logits(logits, top_p=0.51)).tolist() == [[True, True, False, False]]
     # top-p counts what top-k left: 0.5 and 0.25 become 2/3 and 1/3
     assert torch.isfinite(filter_logits(logits, top_k=2, top_p=0.6)).tolist() == [[True, False, False, False]]
-    assert torch.isfinite(filter_logits(logits, temperature=1e-30)).all() and not filter_logits(logits, 1e-30).isnan().any()
+    assert (
+        torch.isfinite(filter_logits(logits, temperature=1e-30)).all()
+        and not filter_logits(logits, 1e-30).isnan().any()
+    )
 
 
 def test_guide_is_u_plus_s_times_the_difference():
@@ -110,7 +114,9 @@ def test_samples_do_not_depend_on_their_batch(make_prior, layout):
     assert same(together, prior.sample_codes(CONDITIONS, sizes=size, num_samples=2, batch_size=1, **settings))
     assert same(together, prior.sample_codes(CONDITIONS, sizes=size, num_samples=2, batch_size=4, **settings))
     assert same(together[:2], prior.sample_codes(CONDITIONS[:1], sizes=size, num_samples=2, **settings))
-    assert len({tuple(level.flatten().tolist()) for one in together for level in one.levels[-1:]}) == 6, "six different ones"
+    assert len({tuple(level.flatten().tolist()) for one in together for level in one.levels[-1:]}) == 6, (
+        "six different ones"
+    )
 
 
 def test_seed_guidance_and_condition_decide(make_prior):
@@ -222,7 +228,9 @@ def test_generate_takes_a_padded_batch_of_prompts(make_prior):
     assert torch.equal(out, uncached)
     torch.manual_seed(0)
     sampled = prior.generate(ids, attention_mask=mask, do_sample=True, num_return_sequences=3)
-    assert sampled.shape == (6, 17) and all(prior.vocabulary.locate(int(i))[:2] == ("code", 1) for i in sampled[:, 8:16].flatten())
+    assert sampled.shape == (6, 17) and all(
+        prior.vocabulary.locate(int(i))[:2] == ("code", 1) for i in sampled[:, 8:16].flatten()
+    )
 
 
 def test_generate_refuses_guidance_and_torn_histories(make_prior):
@@ -243,7 +251,9 @@ def test_generate_refuses_guidance_and_torn_histories(make_prior):
 
 def test_defaults_come_from_the_generation_config(make_prior):
     prior = make_prior(TWO)
-    explicit = prior.sample_codes(CONDITIONS, sizes=(16, 16), seed=0, guidance_scale=2.0, temperature=0.8, top_k=3, top_p=0.9)
+    explicit = prior.sample_codes(
+        CONDITIONS, sizes=(16, 16), seed=0, guidance_scale=2.0, temperature=0.8, top_k=3, top_p=0.9
+    )
     for name, value in {"guidance_scale": 2.0, "temperature": 0.8, "top_k": 3, "top_p": 0.9}.items():
         setattr(prior.generation_config, name, value)
     assert same(explicit, prior.sample_codes(CONDITIONS, sizes=(16, 16), seed=0))

@@ -9,7 +9,9 @@ from vqtok.prior import encode_prompts, train_text_tokenizer
 from vqtok.prior.text import from_ranges, seen_token_ids, to_ranges
 
 COLOURS, DIGITS = ["red", "green", "blue"], ["zero", "three", "seven"]
-CAPTIONS = [f"a {colour} {digit} {place}" for colour in COLOURS for digit in DIGITS for place in ("top left", "bottom right")]
+CAPTIONS = [
+    f"a {colour} {digit} {place}" for colour in COLOURS for digit in DIGITS for place in ("top left", "bottom right")
+]
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +56,9 @@ def test_white_space_does_not_matter_and_case_does(tokenizer):
 def test_saving_keeps_the_ids(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     again = AutoTokenizer.from_pretrained(tmp_path)
-    assert encode_prompts(again, CAPTIONS, 64) == encode_prompts(tokenizer, CAPTIONS, 64) and len(again) == len(tokenizer)
+    assert encode_prompts(again, CAPTIONS, 64) == encode_prompts(tokenizer, CAPTIONS, 64) and len(again) == len(
+        tokenizer
+    )
 
 
 @pytest.mark.parametrize(

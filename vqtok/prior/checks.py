@@ -17,7 +17,9 @@ def check_codes(codes: Sequence[Tensor], sizes: Tensor | None, config: CodePrior
     """Refuse anything but all levels `(B, Q, *grid)` of one grid that a size token can announce."""
     layout = CodeLayout.from_dict(config.layout)
     if isinstance(codes, Tensor) or len(codes) != len(layout.levels):
-        raise ValueError(f"codes are a tuple of {len(layout.levels)} levels, coarse to fine, got {type(codes).__name__} of {len(codes)}")
+        raise ValueError(
+            f"codes are a tuple of {len(layout.levels)} levels, coarse to fine, got {type(codes).__name__} of {len(codes)}"
+        )
     batch, grid = codes[0].shape[0], tuple(codes[0].shape[2:])
     for index, (values, level, ratio) in enumerate(zip(codes, layout.levels, config.ratios, strict=True)):
         wanted = (batch, level.num_codebooks, *(n * config.ratios[0] // ratio for n in grid))
@@ -61,10 +63,14 @@ def check_condition(ids: Tensor, mask: Tensor | None, batch: int, config: CodePr
     if not 1 <= ids.shape[1] <= most:
         raise ValueError(f"a condition of {ids.shape[1]} ids does not fit: this prior takes 1 to {most} {what}")
     if bool((mask[:, :-1] & ~mask[:, 1:]).any()):
-        raise ValueError("conditions must be padded on the left, but their mask has padding after a token: use pad_conditions")
+        raise ValueError(
+            "conditions must be padded on the left, but their mask has padding after a token: use pad_conditions"
+        )
     low, high = (int(value) for value in torch.aminmax(ids))
     if low < 0 or high >= config.text_size:
-        raise ValueError(f"condition id {low if low < 0 else high} is outside [0, {config.text_size}): use the prior's own text tokenizer or labels")
+        raise ValueError(
+            f"condition id {low if low < 0 else high} is outside [0, {config.text_size}): use the prior's own text tokenizer or labels"
+        )
     return ids, mask
 
 

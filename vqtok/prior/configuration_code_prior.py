@@ -29,7 +29,18 @@ DEFAULT_BACKBONE = {
     "max_position_embeddings": 8192,
 }
 # What config.json of any model may hold beside the fields of its config class.
-_LEGACY_KEYS = frozenset(["model_type", "torch_dtype", "rope_theta", "rope_scaling", "name_or_path", "auto_map", "use_cache", "attn_implementation"])
+_LEGACY_KEYS = frozenset(
+    [
+        "model_type",
+        "torch_dtype",
+        "rope_theta",
+        "rope_scaling",
+        "name_or_path",
+        "auto_map",
+        "use_cache",
+        "attn_implementation",
+    ]
+)
 
 
 @strict
@@ -84,7 +95,9 @@ class CodePriorConfig(VQConfig):
         if self.condition == "none":
             require(self.text_size == 0, self, "text_size", "0 for a prior without condition")
         else:
-            require(1 <= self.text_size <= 1 << 22, self, "text_size", "the number of text tokens or classes, at least 1")
+            require(
+                1 <= self.text_size <= 1 << 22, self, "text_size", "the number of text tokens or classes, at least 1"
+            )
         require(1 <= self.max_text_length <= 1 << 16, self, "max_text_length", "from 1 to 65536")
         require(1 <= self.max_grid <= 1 << 20, self, "max_grid", "from 1 to 1048576")
         require(self.order in ORDERS, self, "order", " or ".join(map(repr, ORDERS)))
@@ -157,7 +170,9 @@ def _backbone(value: dict[str, Any] | PreTrainedConfig | None) -> PreTrainedConf
 def _check_names(config_class: type[PreTrainedConfig], fields: dict[str, Any]) -> None:
     known = {field.name for field in dataclasses.fields(config_class)} | set(config_class.attribute_map)
     # Some classes compute attributes, which their saved form holds too.
-    allowed = known | _LEGACY_KEYS | set(GenerationConfig._get_default_generation_params()) | set(config_class().to_dict())
+    allowed = (
+        known | _LEGACY_KEYS | set(GenerationConfig._get_default_generation_params()) | set(config_class().to_dict())
+    )
     for key in fields:
         if key not in allowed and not key.startswith("_"):
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]

@@ -73,7 +73,10 @@ class CodeDrawingMixin:
         with evaluating(self):
             if sizes is None:
                 stride = self.vocabulary.layout.stride
-                extents = [self._draw_grids(conditions, part, settings, seed) for part in grouped([0] * len(conditions), batch_size)]
+                extents = [
+                    self._draw_grids(conditions, part, settings, seed)
+                    for part in grouped([0] * len(conditions), batch_size)
+                ]
                 wanted = (stride * torch.cat(extents)).tolist()
             else:
                 wanted = [size for size in size_rows(sizes, len(rows), self.config) for _ in range(num_samples)]
@@ -82,17 +85,26 @@ class CodeDrawingMixin:
                 order += indices
         return Codes.cat(parts)[torch.tensor(order).argsort().tolist()]
 
-    def _draw_grids(self, conditions: list[list[int]], indices: list[int], settings: SamplingSettings, seed: int) -> Tensor:
+    def _draw_grids(
+        self, conditions: list[list[int]], indices: list[int], settings: SamplingSettings, seed: int
+    ) -> Tensor:
         """Extents `(B, A)` of the coarsest grid, for some of the samples."""
         axes = self.vocabulary.layout.ndim
         vectors_PM = self._place_vectors(self._shapes([(1,) * axes] * len(self.config.ratios)))[: 1 + axes]
         streams = [(self.vocabulary.size_offset, self.vocabulary.max_grid)] * axes
         numbers_BA = torch.stack([uniforms(seed, i, axes) for i in indices])
-        drawn_BA = self._draw([conditions[i] for i in indices], self._prefix(()), vectors_PM, streams, numbers_BA, settings)
+        drawn_BA = self._draw(
+            [conditions[i] for i in indices], self._prefix(()), vectors_PM, streams, numbers_BA, settings
+        )
         return 1 + drawn_BA.cpu()
 
     def _draw_codes(
-        self, conditions: list[list[int]], sizes: list[list[int]], indices: list[int], settings: SamplingSettings, seed: int
+        self,
+        conditions: list[list[int]],
+        sizes: list[list[int]],
+        indices: list[int],
+        settings: SamplingSettings,
+        seed: int,
     ) -> Codes:
         """Codes of some of the samples, all of one grid."""
         layout = self.vocabulary.layout
@@ -125,7 +137,11 @@ class CodeDrawingMixin:
         numbers_BP, drawn = numbers_BP.to(self.device), []
         # Grows by one token per pass. A StaticCache is slower here: it attends to all of its length at every step.
         cache = DynamicCache(config=self.config.backbone_config)
-        tokens_BT, places_PM, start = torch.cat([ids_BL, prefix.expand(len(rows), -1)], 1), vectors_PM[: len(prefix)], None
+        tokens_BT, places_PM, start = (
+            torch.cat([ids_BL, prefix.expand(len(rows), -1)], 1),
+            vectors_PM[: len(prefix)],
+            None,
+        )
         for step, (offset, size) in enumerate(streams):
             seen = prompt + step
             x_BTM = self._run(tokens_BT, places_PM, mask_BT[:, :seen] if is_padded else None, cache, start)
@@ -152,7 +168,9 @@ class CodeDrawingMixin:
         """
         layout = self.vocabulary.layout
         if codes.layout != layout:
-            raise ValueError(f"these codes have the layout {codes.layout}, the prior was made for {layout}: use the tokenizer of the prior")
+            raise ValueError(
+                f"these codes have the layout {codes.layout}, the prior was made for {layout}: use the tokenizer of the prior"
+            )
         if self.config.fingerprint is not None and codes.fingerprint is not None:
             check_fingerprint(self.config.fingerprint, codes.fingerprint, "these codes")
         conditions = condition_rows(condition, self.config, len(codes))
@@ -167,9 +185,17 @@ class CodeDrawingMixin:
                 for level, nats in enumerate(unflatten(nats_BP, table)):
                     # -ln p of a factorised code is the sum over its factors.
                     nats = nats.unflatten(1, (layout.levels[level].num_codebooks, -1)).sum(2)
-                    maps[level][(torch.tensor(indices, device=self.device), slice(None), *map(slice, nats.shape[2:]))] = nats
+                    maps[level][
+                        (torch.tensor(indices, device=self.device), slice(None), *map(slice, nats.shape[2:]))
+                    ] = nats
         counts = torch.tensor(
-            [[level.num_codebooks * math.prod(grid) for level, grid in zip(layout.levels, layout.grids(size), strict=True)] for size in sizes],
+            [
+                [
+                    level.num_codebooks * math.prod(grid)
+                    for level, grid in zip(layout.levels, layout.grids(size), strict=True)
+                ]
+                for size in sizes
+            ],
             device=self.device,
         )
         sums = torch.stack([nats.flatten(1).sum(1) for nats in maps], 1)

@@ -42,7 +42,12 @@ class CodeGenerationMixin(GenerationMixin):
         return {**super().prepare_inputs_for_generation(input_ids, **kwargs), "history_ids": input_ids}
 
     def _forward_ids(
-        self, input_ids: Tensor, attention_mask: Tensor | None, cache: Any, history_ids: Tensor | None, use_cache: bool | None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        cache: Any,
+        history_ids: Tensor | None,
+        use_cache: bool | None,
     ) -> CodePriorOutput:
         length = input_ids.shape[1]
         seen = cache.get_seq_length() if cache is not None else 0
@@ -55,7 +60,9 @@ class CodeGenerationMixin(GenerationMixin):
         shapes = [self._announced(row[begin + 1 :]) for row in history_ids.tolist()]
         start = self.config.prefix_length - begin + seen
         if start < 0:
-            raise ValueError(f"a condition of {begin} tokens does not fit: this prior takes at most {self.config.prefix_length}")
+            raise ValueError(
+                f"a condition of {begin} tokens does not fit: this prior takes at most {self.config.prefix_length}"
+            )
         if cache is None and use_cache:
             cache = DynamicCache(config=self.config.backbone_config)
         # How far behind begin each input token stands: 0 is begin itself, below 0 is the condition.
@@ -99,7 +106,9 @@ class CodeGenerationMixin(GenerationMixin):
         is_begin_BT = history_ids == self.vocabulary.special_id("begin")
         columns = torch.where(is_begin_BT.any(1), is_begin_BT.int().argmax(1), history_ids.shape[1]).unique().tolist()
         if len(columns) != 1:
-            raise ValueError(f"begin stands in the columns {columns}: pad prompts on the left, and give it to all of them or to none")
+            raise ValueError(
+                f"begin stands in the columns {columns}: pad prompts on the left, and give it to all of them or to none"
+            )
         return columns[0]
 
     def _announced(self, after_begin: list[int]) -> Shapes:

@@ -195,7 +195,9 @@ class CodePriorModel(PreTrainedModel, CodeDrawingMixin, CodeGenerationMixin):
         size_nats_BA = self._stream_nats(x_BTM[:, :axes], prefix_BT[:, 1:], *sizes)
         x_BPM = x_BTM[:, axes:]
         parts = [
-            self._stream_nats(x_BPM[:, run.positions], codes_BP[:, run.positions], *self._streams[run.level, run.codebook])
+            self._stream_nats(
+                x_BPM[:, run.positions], codes_BP[:, run.positions], *self._streams[run.level, run.codebook]
+            )
             for run in table.runs
         ]
         return torch.cat(parts, 1)[:, table.from_runs_P], size_nats_BA, table

@@ -38,9 +38,15 @@ class SamplingSettings:
     def __post_init__(self) -> None:
         for name in ("guidance_scale", "temperature"):
             if not _is_number(getattr(self, name)) or getattr(self, name) < 0:
-                remedy = "1 is no guidance" if name == "guidance_scale" else "0 takes the likeliest code, 1 samples as trained"
+                remedy = (
+                    "1 is no guidance"
+                    if name == "guidance_scale"
+                    else "0 takes the likeliest code, 1 samples as trained"
+                )
                 raise ValueError(f"{name} must be a number of at least 0, got {getattr(self, name)!r}: {remedy}")
-        if self.top_k is not None and (not isinstance(self.top_k, int) or isinstance(self.top_k, bool) or self.top_k < 1):
+        if self.top_k is not None and (
+            not isinstance(self.top_k, int) or isinstance(self.top_k, bool) or self.top_k < 1
+        ):
             raise ValueError(f"top_k must be an integer of at least 1, got {self.top_k!r}: None keeps all codes")
         if not _is_number(self.top_p) or not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be in (0, 1], got {self.top_p!r}: 1 keeps all codes")

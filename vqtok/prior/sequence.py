@@ -85,7 +85,9 @@ def _flat(shapes: Shapes) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     levels, codebooks, coords = [], [], []
     for level, (streams, *grid) in enumerate(shapes):
         places = math.prod(grid)
-        coord_NA = torch.stack(torch.meshgrid([torch.arange(n) for n in grid], indexing="ij"), -1).reshape(places, len(grid))
+        coord_NA = torch.stack(torch.meshgrid([torch.arange(n) for n in grid], indexing="ij"), -1).reshape(
+            places, len(grid)
+        )
         levels.append(torch.full((places * streams,), level))
         codebooks.append(torch.arange(streams).repeat(places))
         coords.append(coord_NA.repeat_interleave(streams, 0))

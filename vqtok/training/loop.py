@@ -54,7 +54,7 @@ def fit(
         extra_arguments: more that must not change between two calls of the same run (data set, config).
 
     Returns:
-        The history: one dict of floats per log line or evaluation, with the key "step".
+        The model is left in eval mode. The history: one dict of floats per log line or evaluation, with the key "step".
 
     Raises:
         Stopped: Ctrl-C or SIGTERM; a checkpoint of the last whole step was written.
@@ -109,6 +109,7 @@ def fit(
         step.prepared, keep_fp32_wrapper=False
     )  # takes accelerate's autocast off the model's forward
     _publish(accelerator, step, evaluate, args.max_steps, history)
+    step.model.eval()
     return history
 
 
