@@ -85,6 +85,10 @@ class TokenizerTests:
         model.eval().save_pretrained(tmp_path)
         back = self.model_class.from_pretrained(tmp_path)
         assert not back.training and same_state(state(back), state(model))
+        plain = [value for module in back.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+        assert not any(value.is_meta for value in plain), (
+            "transformers builds on the meta device and fills only the state"
+        )
         media = self.make_media(2, self.sizes[-1], seed=1)
         assert same(back.encode(media).codes, model.encode(media).codes)
         assert back(media).reconstruction.equal(model(media).reconstruction)

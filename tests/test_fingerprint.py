@@ -15,10 +15,10 @@ TENSORS = {"encoder.weight": torch.randn(3, 4), "quantizer.table": torch.randn(5
 
 def test_the_bytes_that_are_hashed():
     """Written out once: a change of this test is a change of every published fingerprint."""
-    table = torch.tensor([[1.5, -2.0]])
+    table = torch.tensor([[1.5, -2.0], [4.0, 0.25]])
     text = '{"a":[1,2],"\\u00fc":null}' + "\ncodes:(1,):<i8\n"
     expected = hashlib.sha256(
-        text.encode() + struct.pack("<q", 9) + b"\ntable:(1, 2):<f4\n" + struct.pack("<ff", 1.5, -2.0)
+        text.encode() + struct.pack("<q", 9) + b"\ntable:(2, 2):<f4\n" + struct.pack("<4f", 1.5, -2, 4, 0.25)
     )
     fields = {"ü": None, "a": (1, 2)}
     assert fingerprint(fields, {"table": table, "codes": torch.tensor([9])}) == expected.hexdigest()

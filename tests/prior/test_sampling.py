@@ -317,3 +317,11 @@ def test_guidance_needs_something_to_guide_from(make_prior):
     with pytest.raises(ValueError, match="knows no null condition"):
         never_dropped.sample_codes(sizes=(8, 8))
     assert len(never_dropped.sample_codes([[3]], sizes=(8, 8))) == 1
+
+
+def test_a_diverged_prior_says_so(make_prior):
+    prior = make_prior(TWO)
+    torch.nn.init.constant_(prior.place_embed.level.weight, float("nan"))
+    for temperature in (0, 1):
+        with pytest.raises(ValueError, match="not finite"):
+            prior.sample_codes(CONDITIONS, sizes=(16, 16), temperature=temperature)

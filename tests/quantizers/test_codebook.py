@@ -163,7 +163,9 @@ def test_equal_latents_count_once_in_the_reservoir():
     for _ in range(10):  # every update draws another order of the latents
         codebook.embedding.copy_(torch.randn(12, 2) + 100)
         rare, background = torch.randn(10, 2), torch.tensor([0.5, 0.0])
-        z = torch.cat([background.repeat(495, 1), rare, (background * torch.tensor([1, -1])).repeat(495, 1)])  # 0.0, -0.0
+        z = torch.cat(
+            [background.repeat(495, 1), rare, (background * torch.tensor([1, -1])).repeat(495, 1)]
+        )  # 0.0, -0.0
         codebook.accumulate(z, torch.zeros(1000, dtype=torch.int64))
         update_codebooks([codebook])
         revived = {tuple(row) for row in codebook.embedding[1:].tolist()}

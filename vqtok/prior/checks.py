@@ -58,7 +58,8 @@ def check_condition(ids: Tensor, mask: Tensor | None, batch: int, config: CodePr
     most, what = config.prefix_length, "tokens" if config.condition == "text" else "label"
     if ids.dtype != torch.int64 or ids.ndim != 2 or len(ids) != batch or mask.shape != ids.shape:
         raise ValueError(
-            f"conditions must be int64 (B={batch}, L) with a mask of the same shape, got {ids.dtype} {tuple(ids.shape)} and {tuple(mask.shape)}"
+            f"conditions must be int64 (B={batch}, L) with a mask of the same shape, got {ids.dtype} "
+            f"{tuple(ids.shape)} and {tuple(mask.shape)}"
         )
     if not 1 <= ids.shape[1] <= most:
         raise ValueError(f"a condition of {ids.shape[1]} ids does not fit: this prior takes 1 to {most} {what}")

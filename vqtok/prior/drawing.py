@@ -132,26 +132,27 @@ class CodeDrawingMixin:
         guided = scale != 1 and any(ids != null for ids in conditions)
         rows = [*conditions, *([null] * len(conditions) if guided else [])]
         ids_BL, mask_BL = (value.to(self.device) for value in pad_conditions(rows))
-        prompt, is_padded = ids_BL.shape[1] + len(prefix), not bool(mask_BL.all())
+        is_padded = not bool(mask_BL.all())
         mask_BT = F.pad(mask_BL, (0, len(prefix) + len(streams)), value=True)
-        numbers_BP, drawn = numbers_BP.to(self.device), []
         # Grows by one token per pass. A StaticCache is slower here: it attends to all of its length at every step.
         cache = DynamicCache(config=self.config.backbone_config)
-        tokens_BT, places_PM, start = (
-            torch.cat([ids_BL, prefix.expand(len(rows), -1)], 1),
-            vectors_PM[: len(prefix)],
-            None,
-        )
+        # What the next pass reads: the prompt, then the token just drawn.
+        tokens_BT, places_PM = torch.cat([ids_BL, prefix.expand(len(rows), -1)], 1), vectors_PM[: len(prefix)]
+        seen, start, numbers_BP, drawn = tokens_BT.shape[1], None, numbers_BP.to(self.device), []
         for step, (offset, size) in enumerate(streams):
-            seen = prompt + step
-            x_BTM = self._run(tokens_BT, places_PM, mask_BT[:, :seen] if is_padded else None, cache, start)
+            x_BTM = self._run(tokens_BT, places_PM, mask_BT[:, : seen + step] if is_padded else None, cache, start)
             logits_BK = self._logits(x_BTM[:, -1], offset, size).float()
             if guided:
                 logits_BK = guide(*logits_BK.chunk(2), scale)
             drawn.append(draw(logits_BK, numbers_BP[:, step], settings))
             tokens_BT = (drawn[-1] + offset).repeat(2 if guided else 1)[:, None]
-            places_PM = vectors_PM[len(prefix) + step : len(prefix) + step + 1]
-            start = self.config.prefix_length + len(prefix) + step
+            at = len(prefix) + step
+            places_PM, start = vectors_PM[at : at + 1], self.config.prefix_length + at
+        if not bool(torch.isfinite(logits_BK).all()):  # not-a-number stays in the cache, so the last step shows it
+            raise ValueError(
+                "this prior gives logits that are not finite: its training diverged (train again with a lower learning rate), or its "
+                f"weights overflow in {self.dtype} (load it with dtype float32)"
+            )
         return torch.stack(drawn, 1)
 
     @torch.no_grad()
@@ -185,19 +186,16 @@ class CodeDrawingMixin:
                 for level, nats in enumerate(unflatten(nats_BP, table)):
                     # -ln p of a factorised code is the sum over its factors.
                     nats = nats.unflatten(1, (layout.levels[level].num_codebooks, -1)).sum(2)
-                    maps[level][
-                        (torch.tensor(indices, device=self.device), slice(None), *map(slice, nats.shape[2:]))
-                    ] = nats
-        counts = torch.tensor(
+                    where = (torch.tensor(indices, device=self.device), slice(None), *map(slice, nats.shape[2:]))
+                    maps[level][where] = nats
+        per_level = [
             [
-                [
-                    level.num_codebooks * math.prod(grid)
-                    for level, grid in zip(layout.levels, layout.grids(size), strict=True)
-                ]
-                for size in sizes
-            ],
-            device=self.device,
-        )
+                level.num_codebooks * math.prod(grid)
+                for level, grid in zip(layout.levels, layout.grids(size), strict=True)
+            ]
+            for size in sizes
+        ]
+        counts = torch.tensor(per_level, device=self.device)
         sums = torch.stack([nats.flatten(1).sum(1) for nats in maps], 1)
         units = torch.tensor([math.prod(size) for size in sizes], device=self.device)
         return CodeScores(sums.sum(1), sums / counts, tuple(maps), sums.sum(1) / math.log(2) / units)

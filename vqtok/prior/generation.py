@@ -54,7 +54,8 @@ class CodeGenerationMixin(GenerationMixin):
         history_ids = input_ids if history_ids is None else history_ids
         if history_ids.shape[1] != seen + length:
             raise ValueError(
-                f"with {seen} tokens in the cache and {length} new ones, history_ids must hold all {seen + length}, got {history_ids.shape[1]}"
+                f"with {seen} tokens in the cache and {length} new ones, history_ids must hold all {seen + length}, "
+                f"got {history_ids.shape[1]}"
             )
         begin = self._begin_column(history_ids)
         shapes = [self._announced(row[begin + 1 :]) for row in history_ids.tolist()]

@@ -98,8 +98,8 @@ class CodePriorModel(PreTrainedModel, CodeDrawingMixin, CodeGenerationMixin):
 
     @property
     def max_length(self) -> int:
-        """The longest sequence of the backbone."""
-        return self.config.backbone_config.max_position_embeddings
+        """The longest sequence of the backbone; a few backbones name no limit."""
+        return getattr(self.config.backbone_config, "max_position_embeddings", 1 << 20)
 
     def get_input_embeddings(self) -> nn.Module:
         """The backbone's table of `vocabulary.padded_size` rows."""

@@ -137,7 +137,8 @@ def draw(logits_BK: Tensor, uniform_B: Tensor, settings: SamplingSettings) -> Te
     total_B1 = cumulative_BK[:, -1:]
     # Below the total even when u is rounded up, so that what is found has a probability above 0.
     threshold_B1 = torch.minimum(uniform_B[:, None] * total_B1, torch.nextafter(total_B1, torch.zeros_like(total_B1)))
-    return torch.searchsorted(cumulative_BK, threshold_B1, right=True)[:, 0]
+    found_B = torch.searchsorted(cumulative_BK, threshold_B1, right=True)[:, 0]
+    return found_B.clamp(max=logits_BK.shape[1] - 1)  # only logits that are not numbers get that far
 
 
 def checked_seed(seed: int | None) -> int:

@@ -125,9 +125,10 @@ def order_table(shapes: Shapes, order: str = "flat", device: torch.device | None
         names = [(level, codebook) for level, (streams, *_) in enumerate(shapes) for codebook in range(streams)]
         where = [((level_P == level) & (codebook_P == codebook)).nonzero()[:, 0] for level, codebook in names]
         runs = tuple(Run(*name, _as_slice(here, device)) for name, here in zip(names, where, strict=True))
-        columns = (level_P, codebook_P, coord_PA, step_P, index_P, torch.cat(where).argsort())
-        columns = tuple(tensor.to(device) for tensor in columns)
-    return OrderTable(*columns, shapes=shapes, runs=runs)
+        from_runs_P = torch.cat(where).argsort()
+        columns = (level_P, codebook_P, coord_PA, step_P, index_P, from_runs_P)
+        level_P, codebook_P, coord_PA, step_P, index_P, from_runs_P = (tensor.to(device) for tensor in columns)
+    return OrderTable(level_P, codebook_P, coord_PA, step_P, index_P, from_runs_P, shapes, runs)
 
 
 def flatten(levels: Sequence[Tensor], table: OrderTable) -> Tensor:

@@ -121,7 +121,7 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def _words(tokenizer: PreTrainedTokenizerBase, seen: Iterable[int]) -> list[str]:
-    decoded = (tokenizer.decode([token]).strip() for token in sorted(seen))
+    decoded = (str(tokenizer.decode([token])).strip() for token in sorted(seen))
     return [word for word in decoded if re.search(r"\w", word)]
 
 

@@ -39,6 +39,16 @@ class Codebook(nn.Module):
         initialised: bool, whether `initialise` ran.
     """
 
+    embedding: Tensor
+    counts: Tensor
+    updates: Tensor
+    initialised: Tensor
+    # What `accumulate` saw since the last update; None before the first pass.
+    _counts: Tensor | None
+    _residuals: Tensor | None
+    _rows: Tensor | None
+    _priorities: Tensor | None
+
     def __init__(
         self,
         codebook_size: int,
@@ -107,6 +117,7 @@ class Codebook(nn.Module):
             self._residuals = torch.zeros_like(self.embedding)
             self._rows = z_ND.new_zeros(0, z_ND.shape[1])
             self._priorities = codes.new_zeros(0)
+        assert self._residuals is not None and self._rows is not None and self._priorities is not None
         self._counts += torch.bincount(codes_N, minlength=len(self.counts))
         if self.update_rule == "ema":
             # Residuals z - e instead of z: sums of small numbers keep their digits, and an unused code cannot move.
@@ -137,10 +148,7 @@ class Codebook(nn.Module):
         return ((mixed_N >> 32) & ((1 << _PRIORITY_BITS) - 1)) + 1
 
     def _drop_pending(self) -> None:
-        self._counts: Tensor | None = None
-        self._residuals: Tensor | None = None
-        self._rows: Tensor | None = None
-        self._priorities: Tensor | None = None
+        self._counts = self._residuals = self._rows = self._priorities = None
         self._passes = 0
 
     # -- what update_codebooks packs, and what each codebook does with the sums of all processes
@@ -149,7 +157,7 @@ class Codebook(nn.Module):
         slots = self.embedding.new_zeros(world_size, self.reservoir_size, 1 + self.embedding.shape[1])
         if self._counts is None:
             return [torch.zeros_like(self.counts), torch.zeros_like(self.embedding), slots]
-        assert self._rows is not None and self._priorities is not None and self._residuals is not None
+        assert self._residuals is not None and self._rows is not None and self._priorities is not None
         slots[rank, : len(self._rows), 0] = self._priorities.to(slots)
         slots[rank, : len(self._rows), 1:] = self._rows.to(slots)
         return [self._counts, self._residuals, slots]

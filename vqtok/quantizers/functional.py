@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -93,12 +94,8 @@ def _decide_in_float64(z_mD: Tensor, table_KD: Tensor, candidates_mK: Tensor) ->
 @contextmanager
 def full_precision(device_type: str) -> Iterator[None]:
     """Run fp32 as fp32: without autocast and without TF32 or bf16 shortcuts, so that codes do not depend on the caller's settings."""
-    backends = (
-        torch.backends.cuda.matmul,
-        torch.backends.cudnn.conv,
-        torch.backends.mkldnn.matmul,
-        torch.backends.mkldnn.conv,
-    )
+    known: Any = torch.backends  # its settings are attributes that a type checker does not see
+    backends = (known.cuda.matmul, known.cudnn.conv, known.mkldnn.matmul, known.mkldnn.conv)
     before = [backend.fp32_precision for backend in backends]
     try:
         for backend in backends:

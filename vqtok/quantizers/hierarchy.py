@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,25 +27,29 @@ class HierarchicalQuantizer(nn.Module):
         super().__init__()
         self.levels = nn.ModuleList(levels)
 
+    @property
+    def _quantizers(self) -> list[VectorQuantizer]:
+        return cast(list[VectorQuantizer], list(self.levels))
+
     def forward(self, propose: Propose) -> list[QuantizerOutput]:
         """Quantize every level, with gradients and accumulation in training."""
-        return self._walk(propose, [level.__call__ for level in self.levels])
+        return self._walk(propose, self._quantizers)
 
     @torch.no_grad()
     def encode(self, propose: Propose) -> list[QuantizerOutput]:
         """Quantize every level without changing any state."""
-        return self._walk(propose, [level.encode for level in self.levels])
+        return self._walk(propose, [level.encode for level in self._quantizers])
 
     @staticmethod
     def _walk(propose: Propose, quantize: Sequence[Callable[[Tensor], QuantizerOutput]]) -> list[QuantizerOutput]:
-        outputs: list[QuantizerOutput] = []
+        outputs: list[Any] = []
         for index, quantize_level in enumerate(quantize):
             outputs.append(quantize_level(propose(index, [out.quantized for out in outputs])))
         return outputs
 
     def embed_codes(self, codes: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The quantized latents of each given level: `(B, Q, *grid)` -> `(B, *grid, dim)`; fewer levels are a prefix."""
-        return tuple(level.embed_codes(value) for level, value in zip(self.levels, codes, strict=False))
+        return tuple(level.embed_codes(value) for level, value in zip(self._quantizers, codes, strict=False))
 
     @property
     def codebooks(self) -> list[Codebook]:
@@ -54,7 +59,7 @@ class HierarchicalQuantizer(nn.Module):
     @torch.no_grad()
     def initialise(self, level: int, z: Tensor) -> None:
         """Set the codebook of `level` to the k-means centroids of its latents `z` `(*, codebook_dim)`."""
-        self.levels[level].codebook.initialise(z.reshape(-1, z.shape[-1]))
+        self._quantizers[level].codebook.initialise(z.reshape(-1, z.shape[-1]))
 
     def update(self) -> None:
         """Apply what was accumulated, one collective for all levels; call it after `optimizer.step()`."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -29,7 +31,7 @@ class VectorQuantizer(nn.Module):
         ((2, 1, 4, 4), True)
     """
 
-    def __init__(self, dim: int, codebook_size: int, codebook_dim: int | None = None, **codebook_options):
+    def __init__(self, dim: int, codebook_size: int, codebook_dim: int | None = None, **codebook_options: Any):
         super().__init__()
         codebook_dim = dim if codebook_dim is None else codebook_dim
         self.dim = dim
