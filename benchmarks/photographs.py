@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import json
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import date
@@ -25,6 +24,7 @@ from vqtok.evaluation.report import machine
 from vqtok.files import write_text, write_with
 from vqtok.image.data import load_images
 from vqtok.training import parse_arguments
+from vqtok.training.setup import run_script
 
 
 @dataclass
@@ -137,7 +137,4 @@ def _page(args: BenchmarkArguments, tokenizer: VQTokenizer, rows: list[dict[str,
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"photographs: {error}")
+    run_script(main)

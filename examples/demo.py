@@ -33,6 +33,7 @@ from vqtok.image.digits import CaptionedDigits
 from vqtok.prior.data import MANIFEST
 from vqtok.quantizers import code_counts
 from vqtok.training import parse_arguments
+from vqtok.training.setup import run_script
 
 HERE = Path(__file__).resolve().parent
 PROMPTS = (
@@ -128,7 +129,8 @@ def _train(script: str, folder: Path, steps: int, args: DemoArguments, flags: li
     command += [str(HERE / script), "--output_dir", str(folder), "--num_threads", threads, *flags]
     if steps:
         command += ["--max_steps", str(steps), "--warmup_steps", str(max(1, min(50, steps // 4)))]
-    subprocess.run(command, check=True)
+    if code := subprocess.run(command).returncode:
+        sys.exit(code)  # the script has said why
 
 
 def _judge(pipeline: VQPipeline, tokenizer: VQTokenizer, number: int) -> dict[str, Any]:
@@ -272,9 +274,4 @@ def _say(folder: Path, metrics: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"demo: {error}")
-    except subprocess.CalledProcessError as error:
-        sys.exit(error.returncode)
+    run_script(main)

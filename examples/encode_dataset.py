@@ -17,6 +17,7 @@ from vqtok import VQTokenizer
 from vqtok.encoding import encode_dataset
 from vqtok.image.data import load_images, skipped_summary
 from vqtok.training import parse_arguments
+from vqtok.training.setup import run_script
 
 
 @dataclass
@@ -62,7 +63,4 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"encode_dataset: {error}")
+    run_script(main)

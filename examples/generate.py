@@ -5,7 +5,6 @@ python examples/generate.py --pipeline out/pipeline --prompts "a red three top l
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from vqtok import VQPipeline
 from vqtok.evaluation.pictures import contact_sheet
 from vqtok.files import write_with
 from vqtok.training import parse_arguments
+from vqtok.training.setup import run_script
 
 
 @dataclass
@@ -54,7 +54,4 @@ def main(argv: Sequence[str] | None = None) -> list[Path]:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"generate: {error}")
+    run_script(main)

@@ -30,18 +30,17 @@ from vqtok.fingerprint import check_fingerprint
 from vqtok.hub.card import pipeline_card
 from vqtok.image.data import load_images
 from vqtok.prior.data import MANIFEST, CodeDataset, prior_collate
-from vqtok.prior.text import train_text_tokenizer
+from vqtok.prior.text import encode_prompts, seen_token_ids, train_text_tokenizer
 from vqtok.training import (
     PriorStep,
     StepSampler,
-    Stopped,
     TrainingArguments,
     fit,
     parse_arguments,
     read_recipe,
     step_loader,
 )
-from vqtok.training.setup import finish, make_accelerator, save_training
+from vqtok.training.setup import finish, make_accelerator, run_script, save_training
 
 
 @dataclass
@@ -65,6 +64,7 @@ class PriorArguments:
         default=None, metadata={"help": "A tokenizer of transformers; None trains a byte-pair one."}
     )
     text_vocab_size: int = field(default=1024, metadata={"help": "Most entries of a byte-pair tokenizer trained here."})
+    max_text_length: int = field(default=128, metadata={"help": "Most tokens of a caption; a longer one is refused."})
     attn_implementation: str | None = field(
         default=None,
         metadata={"help": "Attention of the backbone while training (sdpa, eager, ...); None is transformers' choice."},
@@ -144,7 +144,7 @@ def _groups(codes: CodeDataset, train: Subset) -> list[np.ndarray]:
 
 def _build(
     accelerator: Accelerator, script: PriorArguments, args: TrainingArguments, codes: CodeDataset
-) -> tuple[CodePriorConfig, Callable[[dict[str, Any]], list[int] | None], Any, set[int] | None]:
+) -> tuple[CodePriorConfig, Callable[[dict[str, Any]], list[int] | None], Any, list[int] | None]:
     """The prior's config, how a sample becomes condition ids, the text tokenizer if there is one, and the ids it was trained on."""
     recipe = _json(script.config, "config.json")
     kind = recipe.get("condition", "none")
@@ -156,17 +156,17 @@ def _build(
             if script.text_tokenizer
             else train_text_tokenizer(captions, script.text_vocab_size)
         )
-        rows = text_tokenizer(captions, add_special_tokens=False)["input_ids"]
+        rows = encode_prompts(text_tokenizer, captions, script.max_text_length)
         text_size, longest = len(text_tokenizer), max(len(row) for row in rows)
         known = dict(zip(captions, rows, strict=True))
         if not script.text_tokenizer:  # a pretrained one knows words that these captions do not have
-            seen = {token for row in rows for token in row}
+            seen = seen_token_ids(rows)
     elif kind == "class":
         text_size = max(_column(codes, "label", script)) + 1
 
     def condition(item: dict[str, Any]) -> list[int] | None:
         if kind == "text":
-            return known.get(item["text"]) or text_tokenizer(item["text"], add_special_tokens=False)["input_ids"]
+            return known.get(item["text"]) or encode_prompts(text_tokenizer, [item["text"]], script.max_text_length)[0]
         return [item["label"]] if kind == "class" else None
 
     coarsest = np.array([codes.layout.padded(size) for size in codes.sizes.tolist()]) // codes.layout.stride
@@ -175,7 +175,7 @@ def _build(
             **recipe,
             "layout": codes.layout.to_dict(),
             "text_size": text_size,
-            "max_text_length": recipe.get("max_text_length", 2 * longest),
+            "max_text_length": min(script.max_text_length, 2 * longest),
             "max_grid": int(coarsest.max()),
             "fingerprint": codes.fingerprint,
         }
@@ -261,7 +261,4 @@ def _publish(
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError, FloatingPointError, Stopped) as error:
-        sys.exit(f"train_prior: {error}")
+    run_script(main)

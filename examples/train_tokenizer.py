@@ -28,7 +28,6 @@ from vqtok.hub.card import tokenizer_card
 from vqtok.image.data import CropDataset, load_images, skipped_summary
 from vqtok.training import (
     StepSampler,
-    Stopped,
     TokenizerStep,
     TrainingArguments,
     fit,
@@ -36,7 +35,7 @@ from vqtok.training import (
     read_recipe,
     step_loader,
 )
-from vqtok.training.setup import finish, make_accelerator, save_training
+from vqtok.training.setup import finish, make_accelerator, run_script, save_training
 
 
 @dataclass
@@ -161,7 +160,4 @@ def _publish(
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError, FloatingPointError, Stopped) as error:
-        sys.exit(f"train_tokenizer: {error}")
+    run_script(main)

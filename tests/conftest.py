@@ -18,6 +18,8 @@ import numpy as np
 import pytest
 import torch
 
+pytest.register_assert_rewrite("tests.common")  # its assertions then show their values
+
 torch.set_num_threads(1)
 
 LOOPBACK = {"localhost", "127.0.0.1", "::1", "0.0.0.0", "::"}

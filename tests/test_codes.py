@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import reference
-from vqtok.codes import CodeLayout, Codes, LevelLayout, bits_for, check_range, pack_bits, unpack_bits
+from vqtok.codes import CodeLayout, Codes, LevelLayout, check_range
+from vqtok.container import bits_for, pack_bits, unpack_bits
 
 IMAGES = CodeLayout(2, (LevelLayout(8, 1, 256), LevelLayout(4, 1, 512)))
 AUDIO = CodeLayout(1, (LevelLayout(640, 2, 1024), LevelLayout(320, 3, 1000)))

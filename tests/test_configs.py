@@ -47,7 +47,9 @@ def test_the_large_config_has_the_codes_of_the_paper():
 def test_the_prior_config_builds_once_the_codes_are_known():
     recipe = json.loads((ROOT / "prior/digits/config.json").read_text())
     layout = ImageVQConfig.from_pretrained(ROOT / "image/vqvae2-digits").layout
-    model = CodePriorModel(CodePriorConfig(**recipe, layout=layout.to_dict(), text_size=300, max_text_length=32, max_grid=4))
+    model = CodePriorModel(
+        CodePriorConfig(**recipe, layout=layout.to_dict(), text_size=300, max_text_length=32, max_grid=4)
+    )
     assert 1e6 < sum(p.numel() for p in model.parameters()) < 3e6
 
 

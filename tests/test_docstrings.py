@@ -8,7 +8,9 @@ import pytest
 
 import vqtok
 
-NAMES = sorted(module.name for module in pkgutil.walk_packages(vqtok.__path__, "vqtok.") if not module.name.endswith("__main__"))
+NAMES = sorted(
+    module.name for module in pkgutil.walk_packages(vqtok.__path__, "vqtok.") if not module.name.endswith("__main__")
+)
 
 
 @pytest.mark.parametrize("name", NAMES)

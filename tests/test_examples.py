@@ -19,7 +19,18 @@ from vqtok.prior.data import CodeDataset
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICK = ["--num_threads", "1", "--warmup_steps", "1", "--log_every", "2"]
-TINY_TOKENIZER = ["--config", "image/vqvae2-digits", "--max_steps", "4", "--batch_size", "8", "--num_samples", "64", "--eval_samples", "16"]
+TINY_TOKENIZER = [
+    "--config",
+    "image/vqvae2-digits",
+    "--max_steps",
+    "4",
+    "--batch_size",
+    "8",
+    "--num_samples",
+    "64",
+    "--eval_samples",
+    "16",
+]
 TINY_PRIOR = ["--max_steps", "4", "--batch_size", "8", "--eval_samples", "16", "--mixed_precision", "no"]
 
 
@@ -44,7 +55,14 @@ def made(tmp_path_factory):
 
 def test_the_tokenizer_folder_holds_what_the_design_names(made):
     names = {path.name for path in (made / "tokenizer").iterdir()}
-    assert {"config.json", "model.safetensors", "preprocessor_config.json", "metrics.json", "training.json", "README.md"} <= names
+    assert {
+        "config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+        "metrics.json",
+        "training.json",
+        "README.md",
+    } <= names
     tokenizer = VQTokenizer.from_pretrained(made / "tokenizer")
     tokenizer.verify()
     picture = Image.new("RGB", (37, 45), "red")
@@ -67,7 +85,9 @@ def test_the_code_cache_is_tied_to_the_tokenizer(made):
     assert (len(codes), codes.fingerprint, codes.layout) == (120, tokenizer.fingerprint, tokenizer.layout)
     assert codes[3]["text"]
     with pytest.raises(FileExistsError, match="holds a code cache already"):
-        encode_dataset.main(["--tokenizer", str(made / "tokenizer"), "--output_dir", str(made / "codes"), "--num_samples", "3"])
+        encode_dataset.main(
+            ["--tokenizer", str(made / "tokenizer"), "--output_dir", str(made / "codes"), "--num_samples", "3"]
+        )
 
 
 def test_the_pipeline_draws_the_same_pictures_again(made):
@@ -87,7 +107,9 @@ def test_generate_writes_pictures(made, tmp_path):
 def test_a_prior_refuses_codes_of_another_tokenizer(made, tmp_path):
     train_tokenizer.main([*TINY_TOKENIZER, *QUICK, "--seed", "1", "--output_dir", str(tmp_path / "other")])
     AcceleratorState._reset_state(reset_partial_state=True)
-    mine, other = (VQTokenizer.from_pretrained(folder).fingerprint for folder in (made / "tokenizer", tmp_path / "other"))
+    mine, other = (
+        VQTokenizer.from_pretrained(folder).fingerprint for folder in (made / "tokenizer", tmp_path / "other")
+    )
     flags = ["--config", "prior/digits", "--tokenizer", str(tmp_path / "other"), "--codes", str(made / "codes")]
     with pytest.raises(ValueError, match=f"(?s){mine}.*{other}|{other}.*{mine}"):
         train_prior.main([*flags, *TINY_PRIOR, *QUICK, "--output_dir", str(tmp_path / "pipeline")])
@@ -95,12 +117,24 @@ def test_a_prior_refuses_codes_of_another_tokenizer(made, tmp_path):
 
 
 def test_fine_tuning_the_decoder_alone_keeps_the_codes(made, tmp_path):
-    flags = ["--tokenizer", str(made / "tokenizer"), "--decoder_only", "--max_steps", "3", "--batch_size", "8", "--num_samples", "64"]
+    flags = [
+        "--tokenizer",
+        str(made / "tokenizer"),
+        "--decoder_only",
+        "--max_steps",
+        "3",
+        "--batch_size",
+        "8",
+        "--num_samples",
+        "64",
+    ]
     train_tokenizer.main([*flags, *QUICK, "--eval_samples", "16", "--output_dir", str(tmp_path)])
     before, after = load_file(made / "tokenizer" / "model.safetensors"), load_file(tmp_path / "model.safetensors")
     changed = {name.split(".")[0] for name in before if not bool((before[name] == after[name]).all())}
     assert changed == {"decoder"}
-    assert VQTokenizer.from_pretrained(tmp_path).fingerprint == VQTokenizer.from_pretrained(made / "tokenizer").fingerprint
+    assert (
+        VQTokenizer.from_pretrained(tmp_path).fingerprint == VQTokenizer.from_pretrained(made / "tokenizer").fingerprint
+    )
 
 
 def test_training_on_a_folder_of_photographs_skips_what_cannot_be_read(tmp_path, capsys):
@@ -109,7 +143,18 @@ def test_training_on_a_folder_of_photographs_skips_what_cannot_be_read(tmp_path,
     for i in range(6):
         Image.effect_noise((50 + 3 * i, 60), 80).convert("RGB").save(folder / f"{i}.png")
     (folder / "broken.png").write_bytes((folder / "0.png").read_bytes()[:200])
-    flags = ["--config", "image/vqvae2-photos", "--dataset", str(folder), "--holdout", "1", "--image_size", "32", "--max_steps", "2"]
+    flags = [
+        "--config",
+        "image/vqvae2-photos",
+        "--dataset",
+        str(folder),
+        "--holdout",
+        "1",
+        "--image_size",
+        "32",
+        "--max_steps",
+        "2",
+    ]
     metrics = train_tokenizer.main([*flags, *QUICK, "--batch_size", "4", "--output_dir", str(tmp_path / "out")])
     assert metrics["data"]["num_images"] == 1
     assert "broken.png" in capsys.readouterr().err
@@ -139,7 +184,15 @@ def test_kill_minus_nine_and_the_same_command_again_ends_with_equal_weights(tmp_
 
     def command(folder):
         steps = ["--max_steps", "40", "--save_every", "5"]
-        return [sys.executable, str(ROOT / "examples/train_tokenizer.py"), *TINY_TOKENIZER, *QUICK, *steps, "--output_dir", str(folder)]
+        return [
+            sys.executable,
+            str(ROOT / "examples/train_tokenizer.py"),
+            *TINY_TOKENIZER,
+            *QUICK,
+            *steps,
+            "--output_dir",
+            str(folder),
+        ]
 
     subprocess.run(command(tmp_path / "whole"), check=True, capture_output=True)
     process = subprocess.Popen(command(tmp_path / "cut"), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
@@ -155,7 +208,16 @@ def test_kill_minus_nine_and_the_same_command_again_ends_with_equal_weights(tmp_
 
 @pytest.mark.slow
 def test_accelerate_launches_the_prior_on_two_processes(made, tmp_path):
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+    ]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"]
     flags = ["--config", "prior/digits", "--tokenizer", str(made / "tokenizer"), "--codes", str(made / "codes")]
     script = [str(ROOT / "examples/train_prior.py"), *flags, *TINY_PRIOR, *QUICK, "--output_dir", str(tmp_path / "two")]

@@ -22,7 +22,18 @@ COMMANDS = re.findall(r"^    (vqtok .*)$", TEXT, re.M)
 def home(tmp_path_factory):
     """A folder as `make demo` leaves it, but tiny, with a cat."""
     folder = tmp_path_factory.mktemp("readme")
-    quick = ["--max_steps", "2", "--batch_size", "4", "--num_samples", "40", "--num_threads", "1", "--mixed_precision", "no"]
+    quick = [
+        "--max_steps",
+        "2",
+        "--batch_size",
+        "4",
+        "--num_samples",
+        "40",
+        "--num_threads",
+        "1",
+        "--mixed_precision",
+        "no",
+    ]
     for name in ("demo/tokenizer", "out/vq"):
         flags = ["--config", "image/vqvae2-digits", "--eval_samples", "8", "--output_dir", str(folder / name)]
         train_tokenizer.main([*flags, *quick])

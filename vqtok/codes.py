@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,11 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vqtok.container import bits_for, frame, pack_bits, run_lengths, unframe, unpack_bits
 from vqtok.files import write_bytes
 
-MAGIC = b"VQTC"
-CONTAINER_VERSION = 1
-MAX_HEADER_BYTES = 1 << 24
 MAX_CODES_WITHOUT_BITS = 1 << 24  # a codebook of one entry takes no bytes: a tiny file must not claim all the memory
 
 
@@ -315,41 +312,26 @@ class Codes:
             "l": [[level.stride, level.num_codebooks, level.codebook_size] for level in self.layout.levels],
             "q": [codes.shape[1] for codes in self.levels],
             "f": self.fingerprint,
-            "s": _run_lengths(self.sizes.tolist()),
+            "s": run_lengths(self.sizes.tolist()),
         }
         if self.side:
             header["x"] = {name: list(value.shape[1:]) for name, value in self.side.items()}
-        packed = json.dumps(header, separators=(",", ":")).encode()
-        out = [MAGIC, bytes([CONTAINER_VERSION]), len(packed).to_bytes(4, "little"), packed]
+        payload = []
         for index, codes in enumerate(self.levels):
             flat = [
                 codes[i][(slice(None), *(slice(n) for n in grids[index]))].reshape(-1)
                 for i, grids in self._sample_grids()
             ]
             values = torch.cat(flat).cpu().numpy() if flat else np.zeros(0, np.int64)
-            out.append(pack_bits(values, bits_for(self.layout.levels[index].codebook_size)))
-        out += [value.detach().cpu().to(torch.float32).numpy().astype("<f4").tobytes() for value in self.side.values()]
-        body = b"".join(out)
-        return body + zlib.crc32(body).to_bytes(4, "little")
+            payload.append(pack_bits(values, bits_for(self.layout.levels[index].codebook_size)))
+        payload += [value.detach().cpu().float().numpy().astype("<f4").tobytes() for value in self.side.values()]
+        return frame(header, b"".join(payload))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Codes:
         """The codes of a container (see `load`)."""
-        if data[:4] != MAGIC:
-            raise ValueError("this is not a file of codes: it does not begin with the bytes 'VQTC'")
-        if len(data) < 13:
-            raise ValueError("this file of codes is truncated: it ends inside its header")
-        if data[4] != CONTAINER_VERSION:
-            raise ValueError(
-                f"codes of container version {data[4]}, this vqtok reads {CONTAINER_VERSION}: upgrade vqtok"
-            )
-        if zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], "little"):
-            raise ValueError("this file of codes is truncated or altered: its checksum does not match")
-        length = int.from_bytes(data[5:9], "little")
-        if length > min(MAX_HEADER_BYTES, len(data) - 13):
-            raise ValueError(f"the header of this file of codes claims {length} bytes, more than the file holds")
-        layout, sizes, codebooks, fingerprint, side_shapes = _read_header(data[9 : 9 + length])
-        return cls._from_payload(data[9 + length : -4], layout, sizes, codebooks, fingerprint, side_shapes)
+        header, payload = unframe(data)
+        return cls._from_payload(payload, *_read_header(header))
 
     @classmethod
     def _from_payload(
@@ -412,43 +394,11 @@ def check_range(codes: Tensor, codebook_size: int, where: str) -> None:
             )
 
 
-def bits_for(codebook_size: int) -> int:
-    """Whole bits that hold one code of a codebook of this size; 0 for a codebook of one entry."""
-    return (codebook_size - 1).bit_length()
-
-
-def pack_bits(values: np.ndarray, bits: int) -> bytes:
-    """Pack non-negative integers of `bits` bits each, most significant bit first, into ceil(n * bits / 8) bytes."""
-    if not bits or not len(values):
-        return b""
-    shifts = np.arange(bits - 1, -1, -1, dtype=np.int64)
-    return np.packbits(((values[:, None] >> shifts) & 1).astype(np.uint8)).tobytes()
-
-
-def unpack_bits(data: bytes, bits: int, count: int) -> np.ndarray:
-    """The `count` int64 values that `pack_bits` packed."""
-    if not bits:
-        return np.zeros(count, np.int64)
-    flat = np.unpackbits(np.frombuffer(data, np.uint8), count=count * bits).reshape(count, bits)
-    return flat.astype(np.int64) @ (1 << np.arange(bits - 1, -1, -1, dtype=np.int64))
-
-
 def _pad_grid(codes: Tensor, grid: Sequence[int]) -> Tensor:
     padding = [
         n for have, want in zip(reversed(codes.shape[2:]), reversed(tuple(grid)), strict=True) for n in (0, want - have)
     ]
     return torch.nn.functional.pad(codes, padding)
-
-
-def _run_lengths(sizes: list[list[int]]) -> list[list[int]]:
-    """[[count, *size], ...]: batches of equal sizes keep a small header."""
-    runs: list[list[int]] = []
-    for size in sizes:
-        if runs and runs[-1][1:] == size:
-            runs[-1][0] += 1
-        else:
-            runs.append([1, *size])
-    return runs
 
 
 def _read_header(raw: bytes) -> tuple[CodeLayout, Tensor, list[int], str | None, dict[str, list[int]]]:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from vqtok.codes import CodeLayout, check_range
 from vqtok.configuration import VQConfig
 from vqtok.fingerprint import fingerprint
+from vqtok.layers import initialise_convolution
 from vqtok.outputs import QuantizerOutput, VQDecoderOutput, VQEncoderOutput, VQModelOutput
 from vqtok.quantizers import HierarchicalQuantizer, full_precision
 
@@ -179,9 +180,11 @@ class VQPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        # transformers' default is normal(0, 0.02) for every layer, far below what convolutions without norms need, so torch's
-        # own initialisation is kept. transformers patches torch.nn.init while it loads: values from the file stay.
-        if hasattr(module, "reset_parameters"):
+        # transformers' default is normal(0, 0.02) for every layer, far below what convolutions without norms need. It visits
+        # children before parents, and patches torch.nn.init while it loads, so that values from the file stay.
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            initialise_convolution(module)
+        elif hasattr(module, "reset_parameters"):
             module.reset_parameters()
 
     def _kept_levels(self, media: Tensor) -> Tensor | None:

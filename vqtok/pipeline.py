@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from vqtok.auto import VQTokenizer
 from vqtok.auto.rooms import quiet
@@ -28,9 +28,6 @@ FILES = (
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model"),
     *("vq_tokenizer/*.json", "vq_tokenizer/model*.safetensors"),
 )
-
-AutoConfig.register(CodePriorConfig.model_type, CodePriorConfig, exist_ok=True)
-AutoModel.register(CodePriorConfig, CodePriorModel, exist_ok=True)
 
 
 class VQPipeline:

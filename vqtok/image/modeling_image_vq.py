@@ -67,9 +67,6 @@ class ImageDecoder(nn.Module):
         )
         # Row i stands for level i + 1; with one level there is none, as DDP does not forgive a parameter that is never used.
         self.null = nn.Parameter(torch.zeros(len(strides) - 1, config.codebook_dim)) if len(strides) > 1 else None
-        if self.null is not None:
-            # Without level dropout nothing trains it, and DistributedDataParallel wants every trainable parameter used.
-            self.null.requires_grad_(config.level_dropout > 0)
         self.to_pixels = upsample(width, config.num_channels, strides[-1])
 
     def forward(self, quantized: Sequence[Tensor], keep: Tensor | None) -> Tensor:

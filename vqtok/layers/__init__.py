@@ -1,5 +1,5 @@
 """Building blocks that several rooms share."""
 
-from .convolution import ResidualStack, downsample, upsample
+from .convolution import ResidualStack, downsample, initialise_convolution, upsample
 
-__all__ = ["ResidualStack", "downsample", "upsample"]
+__all__ = ["ResidualStack", "downsample", "initialise_convolution", "upsample"]

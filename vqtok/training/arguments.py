@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,8 +100,8 @@ def parse_arguments(
     """The dataclasses `classes`, filled from `recipe` and then from the flags in `argv`.
 
     Raises:
-        ValueError: the recipe has a key that no class knows; the nearest known name is said.
-        SystemExit: a flag is unknown or has a wrong type, as argparse reports it.
+        ValueError: the recipe has a key or `argv` a flag that no class knows; the nearest known name is said.
+        SystemExit: a flag has a value of a wrong type or a required one is missing, as argparse reports it.
     """
     parser = HfArgumentParser(list(classes), description=description)
     if recipe:
@@ -113,7 +114,12 @@ def parse_arguments(
         for action in parser._actions:
             if action.dest in recipe:
                 action.required = False
-    return parser.parse_args_into_dataclasses(args=None if argv is None else list(argv))
+    argv = sys.argv[1:] if argv is None else list(argv)
+    *filled, rest = parser.parse_args_into_dataclasses(args=argv, return_remaining_strings=True)
+    if rest:
+        near = difflib.get_close_matches(rest[0], [f"--{action.dest}" for action in parser._actions], n=1, cutoff=0.0)
+        raise ValueError(f"unknown argument {rest[0]}. Did you mean {near[0]}?")
+    return tuple(filled)
 
 
 def read_recipe(folder: str | Path) -> dict[str, Any]:

@@ -41,7 +41,11 @@ def save_checkpoint(
             if average is not None:
                 save_file(average.values, partial / "averaged.safetensors")
             write_json(partial / "state.json", {**state, "averaged_updates": 0 if average is None else average.updates})
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have errors of their own for a full disk
+    except (
+        OSError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:  # torch and safetensors have errors of their own for a full disk
         shutil.rmtree(partial, ignore_errors=True)
         raise OSError(
             f"could not write the checkpoint {target}: {error}. Earlier checkpoints are whole: free some space and start the same "

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
+from huggingface_hub.errors import StrictDataclassError
 
 from vqtok.files import write_json
 
 from .arguments import TrainingArguments
+from .loop import Stopped
+
+_FOR_PEOPLE = (ValueError, OSError, FloatingPointError, StrictDataclassError, Stopped)
 
 
 def make_accelerator(args: TrainingArguments) -> Accelerator:
@@ -51,3 +57,13 @@ def finish(accelerator: Accelerator) -> None:
     """Wait for all processes and close trackers and process group."""
     accelerator.wait_for_everyone()
     accelerator.end_training()
+
+
+def run_script(main: Callable[[], Any]) -> None:
+    """Call `main`; an error that is meant for people ends the process with one line instead of a traceback."""
+    try:
+        main()
+    except _FOR_PEOPLE as error:
+        sys.exit(f"{Path(sys.argv[0]).stem}: {' '.join(str(error).split())}")
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -10,6 +10,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from vqtok.quantizers import Codebook
+
 from .arguments import TrainingArguments
 from .averaging import WeightAverage
 
@@ -118,11 +120,12 @@ class PriorStep(OptimizerStep):
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay for matrices and kernels; none for biases, norms, embeddings of positions and codebooks."""
-    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    """Weight decay for matrices and kernels; none for biases, norms, embeddings and codebooks."""
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    tables |= {id(module.embedding) for module in model.modules() if isinstance(module, Codebook)}
+    trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
         raise ValueError("nothing to train: every parameter of this model is frozen")
-    decayed = [p for name, p in trained if p.ndim >= 2 and "quantizer" not in name and "embed" not in name]
-    rest = [p for name, p in trained if not (p.ndim >= 2 and "quantizer" not in name and "embed" not in name)]
-    assert len(decayed) + len(rest) == len(trained)
+    decayed = [p for p in trained if p.ndim >= 2 and id(p) not in tables]
+    rest = [p for p in trained if not (p.ndim >= 2 and id(p) not in tables)]
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]

@@ -1,0 +1,52 @@
+"""Cards say what was measured, and their header is YAML that the Hub reads."""
+
+import yaml
+
+from vqtok.hub.card import pipeline_card, tokenizer_card
+
+METRICS = {
+    "psnr_db": 31.25, "ssim": 0.95, "bits_per_pixel": 0.609375, "usage": [1.0, 0.5], "perplexity": [100.5, 60.25],
+    "protocol": "vqtok-eval v1", "date": "2026-01-02T03:04:05", "machine": {"cores": 2}, "data": {"num_images": 512},
+    "tokenizer": {"parameters": 588883, "fingerprint": "f" * 64, "layout": {"levels": [
+        {"stride": 8, "num_codebooks": 1, "codebook_size": 128}, {"stride": 4, "num_codebooks": 1, "codebook_size": 256},
+    ]}},
+}  # fmt: skip
+TRAINING = {"arguments": {"config": "image/x", "max_steps": 7, "batch_size": 32, "seed": 0, "learning_rate": None}}
+
+
+def header(card):
+    _, front, _ = card.split("---\n", 2)
+    return yaml.safe_load(front)
+
+
+def test_a_tokenizers_card():
+    card = tokenizer_card("me/vq", METRICS, TRAINING)
+    assert header(card) == {
+        "library_name": "vqtok",
+        "pipeline_tag": "image-feature-extraction",
+        "tags": ["vqtok", "image-tokenization", "vq-vae"],
+    }
+    for words in (
+        "31.25 dB",
+        "0.6094 bits per pixel",
+        "588,883",
+        "| 1 | 4 | 256 | 50.0% | 60.2 |",
+        "f" * 64,
+        "| max_steps | 7 |",
+        "512 held-out",
+    ):
+        assert words in card
+    assert "learning_rate" not in card  # nothing to say
+
+
+def test_a_pipelines_card():
+    metrics = {
+        "nats_per_code": [1.5, 2.25],
+        "ln_codebook_size": [4.852, 5.545],
+        "prior_bits_per_pixel": 0.25,
+        "held_out_samples": 512,
+    }
+    card = pipeline_card("me/dalle", metrics, TRAINING, "text")
+    assert header(card)["pipeline_tag"] == "text-to-image"
+    assert "| 1 | 2.250 | 5.545 |" in card and 'pipe(["..."]' in card
+    assert "pipe([0]," in pipeline_card("me/x", metrics, TRAINING, "class")
