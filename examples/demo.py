@@ -19,6 +19,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from vqtok import VQPipeline, VQTokenizer
@@ -29,11 +30,11 @@ from vqtok.evaluation.pictures import contact_sheet
 from vqtok.evaluation.plots import code_map, curves, usage_bars
 from vqtok.evaluation.report import machine
 from vqtok.files import write_json, write_text, write_with
-from vqtok.image.digits import CaptionedDigits
+from vqtok.image.digits import SIZE, CaptionedDigits
 from vqtok.prior.data import MANIFEST
 from vqtok.quantizers import code_counts
 from vqtok.training import parse_arguments
-from vqtok.training.setup import run_script
+from vqtok.training.setup import best_device, run_script
 
 HERE = Path(__file__).resolve().parent
 PROMPTS = (
@@ -72,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     stages.run("train the tokenizer", lambda: _train("train_tokenizer.py", folder / "tokenizer", args.tokenizer_steps, args, [
         "--config", "image/vqvae2-digits",
     ]))  # fmt: skip
-    tokenizer = VQTokenizer.from_pretrained(folder / "tokenizer")
+    tokenizer = VQTokenizer.from_pretrained(folder / "tokenizer", device=best_device())
     for split, number in (("train", args.num_scenes), ("test", 512)):
         if not (folder / "codes" / split / MANIFEST).exists():
             scenes = CaptionedDigits(split, num_samples=number, seed=0)
@@ -82,8 +83,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "--codes", str(folder / "codes" / "train"), "--eval_codes", str(folder / "codes" / "test"),
     ]))  # fmt: skip
 
+    for name in ("draw and judge", "report"):  # done every time: only the last time counts
+        stages.spent.pop(name, None)
     with stages.timed("draw and judge"):
-        pipeline = VQPipeline.from_pretrained(folder / "pipeline")
+        pipeline = VQPipeline.from_pretrained(folder / "pipeline", device=best_device())
         judged = _judge(pipeline, tokenizer, args.num_judged)
     metrics = _metrics(folder, judged, stages)
     with stages.timed("report"):
@@ -99,27 +102,34 @@ class Stages:
 
     def __init__(self, path: Path):
         self.path = path
-        self.done: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+        before = json.loads(path.read_text()) if path.exists() else {"done": [], "seconds": {}}
+        self.done: list[str] = before["done"]
+        self.spent: dict[str, float] = before["seconds"]
+        # From the start of the process on: imports count too.
+        self.spent["start"] = self.spent.get("start", 0.0) + time.time() - psutil.Process().create_time()
 
     @property
     def seconds(self) -> float:
         """Seconds of all stages."""
-        return sum(self.done.values())
+        return sum(self.spent.values())
 
     def run(self, name: str, action: Callable[[], Any]) -> None:
         """Do it unless it is done."""
         if name not in self.done:
             with self.timed(name):
                 action()
-            write_json(self.path, self.done)
+                self.done.append(name)
 
     @contextmanager
     def timed(self, name: str):  # type: ignore[no-untyped-def]
         """Time a stage that is done every time."""
         print(f"\n== {name}", flush=True)
         start = time.monotonic()
-        yield
-        self.done[name] = time.monotonic() - start
+        try:
+            yield
+        finally:  # of a stage that was stopped too
+            self.spent[name] = self.spent.get(name, 0.0) + time.monotonic() - start
+            write_json(self.path, {"done": self.done, "seconds": self.spent})
 
 
 def _train(script: str, folder: Path, steps: int, args: DemoArguments, flags: list[str]) -> None:
@@ -145,7 +155,7 @@ def _judge(pipeline: VQPipeline, tokenizer: VQTokenizer, number: int) -> dict[st
         items = [data[i] for i in range(len(data))]
         truth = [item["scene"] for item in items]
         start = time.monotonic()
-        drawn = pipeline([item["text"] for item in items], seed=0)
+        drawn = pipeline([item["text"] for item in items], seed=0, sizes=(SIZE, SIZE))
         seconds = time.monotonic() - start
         real = [item["image"] for item in items]
         out[name] = {
@@ -175,7 +185,7 @@ def _metrics(folder: Path, judged: dict[str, Any], stages: Stages) -> dict[str, 
         **{key: prior[key] for key in ("nats_per_code", "ln_codebook_size", "prior_bits_per_pixel")},
         "samples_per_second": held_out["samples_per_second"],
         "num_judged": len(held_out["captions"]),
-        "seconds_per_stage": {name: round(value, 1) for name, value in stages.done.items()},
+        "seconds_per_stage": {name: round(value, 1) for name, value in stages.spent.items()},
         "machine": ", ".join(f"{key} {value}" for key, value in machine(torch.device("cpu")).items()),
         "date": date.today().isoformat(),
     }
@@ -193,12 +203,10 @@ def _report(
         page.picture(picture, name)
 
     page.heading("Drawn from words")
-    page.text(
-        "The digits are real handwriting; none of these captions and none of these digit pictures was in training."
-    )
-    rows = [pipeline([prompt], num_samples=6, seed=7) for prompt in PROMPTS]
+    rows = [pipeline([prompt], num_samples=6, seed=7, sizes=(SIZE, SIZE)) for prompt in PROMPTS]
     for prompt, row in zip(PROMPTS, rows, strict=True):
-        page.tiles(row, [prompt] + [""] * (len(row) - 1), width=96)
+        page.text(prompt)
+        page.tiles(row, width=96)
     write_with(pictures / "prompts.png", lambda path: contact_sheet(rows, tile=96).save(path, format="PNG"))
 
     page.heading("Figures")

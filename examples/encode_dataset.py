@@ -17,7 +17,7 @@ from vqtok import VQTokenizer
 from vqtok.encoding import encode_dataset
 from vqtok.image.data import load_images, skipped_summary
 from vqtok.training import parse_arguments
-from vqtok.training.setup import run_script
+from vqtok.training.setup import best_device, run_script
 
 
 @dataclass
@@ -33,6 +33,7 @@ class EncodeArguments:
     caption_column: str | None = field(
         default=None, metadata={"help": "Column of captions, which every picture must have."}
     )
+    label_column: str | None = field(default=None, metadata={"help": "Column of class labels."})
     image_column: str | None = field(default=None, metadata={"help": "Column of pictures, if there are several."})
     num_samples: int | None = field(
         default=None, metadata={"help": "How many pictures at most (digits: how many scenes)."}
@@ -51,11 +52,16 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         args.split,
         caption_column=args.caption_column,
         image_column=args.image_column,
+        label_column=args.label_column,
         num_samples=args.num_samples,
     )
     facts = {"tokenizer": Path(args.tokenizer).name, "dataset": Path(args.dataset).name, "split": args.split}
     manifest = encode_dataset(
-        VQTokenizer.from_pretrained(args.tokenizer), images, args.output_dir, args.batch_size, facts
+        VQTokenizer.from_pretrained(args.tokenizer, device=best_device()),
+        images,
+        args.output_dir,
+        args.batch_size,
+        facts,
     )
     if summary := skipped_summary(images):
         print(summary, file=sys.stderr)

@@ -13,7 +13,7 @@ from vqtok import VQPipeline
 from vqtok.evaluation.pictures import contact_sheet
 from vqtok.files import write_with
 from vqtok.training import parse_arguments
-from vqtok.training.setup import run_script
+from vqtok.training.setup import best_device, run_script
 
 
 @dataclass
@@ -38,7 +38,7 @@ class GenerateArguments:
 def main(argv: Sequence[str] | None = None) -> list[Path]:
     """Draw and return the files: one sheet per prompt, one picture per row of `sheet.png`'s prompts."""
     (args,) = parse_arguments([GenerateArguments], argv, description=__doc__)
-    pipeline = VQPipeline.from_pretrained(args.pipeline)
+    pipeline = VQPipeline.from_pretrained(args.pipeline, device=best_device())
     options = {name: getattr(args, name) for name in ("guidance_scale", "temperature", "top_k", "top_p")}
     pictures = pipeline(args.prompts, num_samples=args.num_samples, seed=args.seed, **options)
     rows = [pictures[i : i + args.num_samples] for i in range(0, len(pictures), args.num_samples)]

@@ -9,8 +9,9 @@ Stopped anywhere, the same command continues.
 from __future__ import annotations
 
 import json
+import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,22 +26,15 @@ from vqtok import CodePriorConfig, CodePriorModel, VQPipeline, VQTokenizer
 from vqtok.auto import config_folder
 from vqtok.encoding import encode_dataset
 from vqtok.evaluation.pictures import contact_sheet
-from vqtok.files import write_json, write_text
+from vqtok.files import write_json, write_text, write_with
 from vqtok.fingerprint import check_fingerprint
 from vqtok.hub.card import pipeline_card
-from vqtok.image.data import load_images
+from vqtok.image.data import load_images, skipped_summary
+from vqtok.prior.conditions import COLUMNS, Conditions
 from vqtok.prior.data import MANIFEST, CodeDataset, prior_collate
-from vqtok.prior.text import encode_prompts, seen_token_ids, train_text_tokenizer
-from vqtok.training import (
-    PriorStep,
-    StepSampler,
-    TrainingArguments,
-    fit,
-    parse_arguments,
-    read_recipe,
-    step_loader,
-)
+from vqtok.training import PriorStep, StepSampler, TrainingArguments, fit, parse_arguments, read_recipe, step_loader
 from vqtok.training.setup import finish, make_accelerator, run_script, save_training
+from vqtok.training.steps import to_device
 
 
 @dataclass
@@ -59,6 +53,7 @@ class PriorArguments:
     )
     dataset: str = field(default="digits", metadata={"help": "Encoded first when there is no --codes."})
     caption_column: str | None = field(default=None, metadata={"help": "Column of captions."})
+    label_column: str | None = field(default=None, metadata={"help": "Column of class labels."})
     num_samples: int | None = field(default=None, metadata={"help": "How many samples of the data set at most."})
     text_tokenizer: str | None = field(
         default=None, metadata={"help": "A tokenizer of transformers; None trains a byte-pair one."}
@@ -67,7 +62,7 @@ class PriorArguments:
     max_text_length: int = field(default=128, metadata={"help": "Most tokens of a caption; a longer one is refused."})
     attn_implementation: str | None = field(
         default=None,
-        metadata={"help": "Attention of the backbone while training (sdpa, eager, ...); None is transformers' choice."},
+        metadata={"help": "Attention of the backbone on a CPU (sdpa, eager, ...); None is transformers' choice."},
     )
     eval_samples: int = field(default=512, metadata={"help": "Held-out samples of an evaluation."})
 
@@ -75,39 +70,40 @@ class PriorArguments:
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Train, measure on held-out codes and save the pipeline; returns the metrics that metrics.json holds."""
     script, args = _arguments(sys.argv[1:] if argv is None else argv)
+    recipe = _read(script.config, "config.json")
     accelerator = make_accelerator(args)
     torch.manual_seed(args.seed)
-    vq_tokenizer = VQTokenizer.from_pretrained(script.tokenizer)
-    codes, train, test = _codes(accelerator, vq_tokenizer, script, args)
-    config, condition, text_tokenizer, seen = _build(accelerator, script, args, codes)
-    model = CodePriorModel(config)
-    if script.attn_implementation:
-        model.set_attn_implementation(script.attn_implementation)
-    if (Path(config_folder(script.config)) / "generation_config.json").exists():  # the recipe's sampling defaults
-        model.generation_config.update(**_json(script.config, "generation_config.json"))
+    vq_tokenizer = VQTokenizer.from_pretrained(script.tokenizer, device=accelerator.device)
+    codes, train, held_out = _codes(accelerator, vq_tokenizer, script, args)
+    conditions = _conditions(recipe.get("condition", "none"), codes, train, script)
+    test = _known(accelerator, held_out, conditions, script.eval_samples)
+    model = _model(accelerator, recipe, codes, conditions, script)
     parameters = sum(p.numel() for p in model.parameters())
     accelerator.print(
         f"{len(train)} samples to train on, {len(test)} to test; {parameters:,} parameters", file=sys.stderr
     )
-    collate = prior_collate(condition)
+    pipeline = VQPipeline(model, vq_tokenizer, conditions.text_tokenizer, conditions.seen)
 
     def loader(start: int) -> Any:
+        groups = [group[np.isin(group, train)] for group in codes.groups()]
         sampler = StepSampler(
-            _groups(codes, train), args.batch_size, args.max_steps, args.seed, start, accelerator.process_index,
+            groups, args.batch_size, args.max_steps, args.seed, start, accelerator.process_index,
             accelerator.num_processes, args.gradient_accumulation_steps,
         )  # fmt: skip
-        return step_loader(codes, collate, sampler, args.num_workers)
+        return step_loader(codes, prior_collate(conditions.ids), sampler, args.num_workers)
 
     def evaluate(step: int) -> dict[str, float]:
-        return _score(model, test, script.eval_samples, condition)
+        if step < args.max_steps:
+            _draw(pipeline, test, conditions, args, f"step-{step}.png")
+        return _score(model, test, conditions)
 
     step = PriorStep(accelerator, model, args)
-    history = fit(accelerator, step, loader, args, evaluate=evaluate, extra_arguments=asdict(script))
+    same_run = {**asdict(script), "model": model.config.to_diff_dict(), "num_train": len(train)}
+    history = fit(accelerator, step, loader, args, evaluate=evaluate, extra_arguments=same_run)
     metrics: dict[str, Any] = {}
     if accelerator.is_main_process:
-        model.eval()
-        pipeline = VQPipeline(model, vq_tokenizer, text_tokenizer, seen)
-        metrics = _publish(pipeline, evaluate(args.max_steps), test, script, args, history)
+        metrics = _publish(pipeline, _score(model, test, conditions), len(test), script, args, history)
+        _draw(pipeline, test, conditions, args, "samples.png")
     finish(accelerator)
     return metrics
 
@@ -118,146 +114,162 @@ def _arguments(argv: Sequence[str]) -> tuple[PriorArguments, TrainingArguments]:
     return parse_arguments(classes, argv, read_recipe(config_folder(chosen.config)), description=__doc__)
 
 
+def _read(config: str, file: str) -> dict[str, Any]:
+    path = Path(config_folder(config)) / file
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from None
+
+
 def _codes(
     accelerator: Accelerator, vq_tokenizer: VQTokenizer, script: PriorArguments, args: TrainingArguments
-) -> tuple[CodeDataset, Subset, Subset]:
-    """The code cache, and which of its samples are trained on and which are held out."""
+) -> tuple[CodeDataset, list[int], Subset]:
+    """The code cache, the numbers of its samples that are trained on, and the held-out samples."""
     folder = Path(script.codes or Path(args.output_dir) / "codes")
+    columns = {"caption_column": script.caption_column, "label_column": script.label_column}
+    asked = {"dataset": script.dataset, "num_samples": script.num_samples, **columns}
     if accelerator.is_main_process and not script.codes and not (folder / MANIFEST).exists():
-        images = load_images(script.dataset, caption_column=script.caption_column, num_samples=script.num_samples)
-        encode_dataset(vq_tokenizer, images, folder, facts={"dataset": Path(script.dataset).name})
+        images = load_images(script.dataset, num_samples=script.num_samples, **_given(columns))
+        encode_dataset(vq_tokenizer, images, folder, facts={"asked": {**asked, "dataset": Path(script.dataset).name}})
+        if summary := skipped_summary(images):
+            print(summary, file=sys.stderr)
     accelerator.wait_for_everyone()
     codes = CodeDataset(folder)
     check_fingerprint(vq_tokenizer.fingerprint, codes.fingerprint, f"the codes in {folder}")
-    numbers = np.arange(len(codes))
+    before = codes.manifest.get("asked")
+    if not script.codes and before != {**asked, "dataset": Path(script.dataset).name}:
+        raise ValueError(
+            f"{folder} holds the codes of {before}, not of {asked}: delete it, or choose another --output_dir"
+        )
+    numbers = list(range(len(codes)))
     if not script.eval_codes:
-        return codes, Subset(codes, numbers[numbers % 50 != 0].tolist()), Subset(codes, numbers[::50].tolist())
+        return codes, [i for i in numbers if i % 50], Subset(codes, numbers[::50])
     held_out = CodeDataset(script.eval_codes)
     check_fingerprint(codes.fingerprint, held_out.fingerprint, f"the codes in {script.eval_codes}")
-    return codes, Subset(codes, numbers.tolist()), Subset(held_out, list(range(len(held_out))))
+    return codes, numbers, Subset(held_out, list(range(len(held_out))))
 
 
-def _groups(codes: CodeDataset, train: Subset) -> list[np.ndarray]:
-    chosen = np.isin(np.arange(len(codes)), train.indices)
-    return [group[chosen[group]] for group in codes.groups()]
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
 
 
-def _build(
-    accelerator: Accelerator, script: PriorArguments, args: TrainingArguments, codes: CodeDataset
-) -> tuple[CodePriorConfig, Callable[[dict[str, Any]], list[int] | None], Any, list[int] | None]:
-    """The prior's config, how a sample becomes condition ids, the text tokenizer if there is one, and the ids it was trained on."""
-    recipe = _json(script.config, "config.json")
-    kind = recipe.get("condition", "none")
-    text_tokenizer, text_size, longest, seen = None, 0, 1, None
-    if kind == "text":
-        captions = sorted(set(_column(codes, "text", script)))
-        text_tokenizer = (
-            AutoTokenizer.from_pretrained(script.text_tokenizer)
-            if script.text_tokenizer
-            else train_text_tokenizer(captions, script.text_vocab_size)
+def _conditions(kind: str, codes: CodeDataset, train: list[int], script: PriorArguments) -> Conditions:
+    column = codes.columns.get(COLUMNS.get(kind) or "", [])
+    tokenizer = None
+    if script.text_tokenizer:
+        tokenizer = AutoTokenizer.from_pretrained(script.text_tokenizer, trust_remote_code=False)
+    values = [column[i] for i in train] if column else []
+    return Conditions(kind, values, tokenizer, script.text_vocab_size, script.max_text_length)
+
+
+def _known(
+    accelerator: Accelerator, held_out: Subset, conditions: Conditions, num_samples: int
+) -> list[dict[str, Any]]:
+    """The held-out samples that can be scored; others, with words that training never saw, are counted."""
+    samples = [held_out[i] for i in range(min(num_samples, len(held_out)))]
+    known = [sample for sample in samples if conditions.knows(sample)]
+    if len(known) < len(samples):
+        accelerator.print(
+            f"{len(samples) - len(known)} held-out samples have conditions that training never saw", file=sys.stderr
         )
-        rows = encode_prompts(text_tokenizer, captions, script.max_text_length)
-        text_size, longest = len(text_tokenizer), max(len(row) for row in rows)
-        known = dict(zip(captions, rows, strict=True))
-        if not script.text_tokenizer:  # a pretrained one knows words that these captions do not have
-            seen = seen_token_ids(rows)
-    elif kind == "class":
-        text_size = max(_column(codes, "label", script)) + 1
+    if not known:
+        raise ValueError(
+            f"none of {len(samples)} held-out samples can be scored: give --eval_codes with known captions"
+        )
+    return known
 
-    def condition(item: dict[str, Any]) -> list[int] | None:
-        if kind == "text":
-            return known.get(item["text"]) or encode_prompts(text_tokenizer, [item["text"]], script.max_text_length)[0]
-        return [item["label"]] if kind == "class" else None
 
-    coarsest = np.array([codes.layout.padded(size) for size in codes.sizes.tolist()]) // codes.layout.stride
+def _model(
+    accelerator: Accelerator, recipe: dict[str, Any], codes: CodeDataset, conditions: Conditions, script: PriorArguments
+) -> CodePriorModel:
+    layout, sizes = codes.layout, codes.sizes.tolist()
     config = CodePriorConfig(
         **{
             **recipe,
-            "layout": codes.layout.to_dict(),
-            "text_size": text_size,
-            "max_text_length": min(script.max_text_length, 2 * longest),
-            "max_grid": int(coarsest.max()),
+            "layout": layout.to_dict(),
+            "text_size": conditions.text_size,
+            "max_text_length": conditions.max_text_length,
+            "max_grid": max(n // layout.stride for size in sizes for n in layout.padded(size)),
             "fingerprint": codes.fingerprint,
         }
     )
-    return config, condition, text_tokenizer, seen
-
-
-def _json(config: str, file: str) -> dict[str, Any]:
-    return json.loads((Path(config_folder(config)) / file).read_text(encoding="utf-8"))
-
-
-def _column(codes: CodeDataset, name: str, script: PriorArguments) -> list[Any]:
-    values = codes.columns.get(name, [])
-    if not values or any(value is None for value in values):
+    largest = max(sizes, key=layout.num_codes)
+    needed, most = (
+        config.prefix_length + 1 + layout.ndim + layout.num_codes(largest),
+        config.backbone_config.max_position_embeddings,
+    )
+    if needed > most:
         raise ValueError(
-            f"the recipe {script.config} needs a {name} for every sample, {sum(v is None for v in values)} of {len(codes)} codes lack "
-            "it: name the column with --caption_column when encoding, or use a recipe without condition"
+            f"the largest picture, {largest}, makes a sequence of {needed} tokens, the backbone takes {most}: use smaller pictures, "
+            "or a recipe with a larger max_position_embeddings in backbone_config"
         )
-    return values
+    model = CodePriorModel(config)
+    if script.attn_implementation and accelerator.device.type == "cpu":
+        model.set_attn_implementation(script.attn_implementation)
+    if (Path(config_folder(script.config)) / "generation_config.json").exists():  # the recipe's sampling defaults
+        model.generation_config.update(**_read(script.config, "generation_config.json"))
+    return model
 
 
 @torch.no_grad()
-def _score(
-    model: CodePriorModel, test: Subset, num_samples: int, condition: Callable[[dict[str, Any]], list[int] | None]
-) -> dict[str, float]:
-    """Held-out nats per token and per code of each level, batch by batch of one size."""
-    collate = prior_collate(condition)
-    by_size: dict[tuple[int, ...], list[dict[str, Any]]] = {}
-    for i in range(min(num_samples, len(test))):
-        by_size.setdefault(tuple(test[i]["codes"][0].shape), []).append(test[i])
-    totals, weight = torch.zeros(1 + len(model.config.layout["levels"])), 0
-    for items in by_size.values():
+def _score(model: CodePriorModel, test: list[dict[str, Any]], conditions: Conditions) -> dict[str, float]:
+    """Held-out nats per token, nats per code of each level, and bits per pixel of the codes, over all samples together."""
+    collate = prior_collate(conditions.ids)
+    groups: dict[tuple[int, ...], list[dict[str, Any]]] = {}
+    for sample in test:
+        groups.setdefault(tuple(sample["codes"][0].shape), []).append(sample)
+    levels = len(test[0]["codes"])
+    nats, counts = torch.zeros(levels, dtype=torch.float64), torch.zeros(levels, dtype=torch.float64)
+    loss = pixels = 0.0
+    for items in groups.values():
         for start in range(0, len(items), 64):
             batch = collate(items[start : start + 64])
-            output = model(**_to(batch, model.device))
-            n = len(batch["sizes"])
-            totals += n * torch.cat([output.loss.view(1), output.nats_per_code]).float().cpu()
-            weight += n
-    values = (totals / weight).tolist()
-    return {"loss": values[0], **{f"nats_level_{i}": value for i, value in enumerate(values[1:])}}
-
-
-def _to(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    return {k: tuple(t.to(device) for t in v) if isinstance(v, tuple) else v.to(device) for k, v in batch.items()}
+            output = model(**to_device(batch, model.device))
+            codes = torch.tensor([float(level.numel()) for level in batch["codes"]], dtype=torch.float64)
+            counts += codes
+            nats += codes * output.nats_per_code.double().cpu()
+            loss += float(output.loss) * float(codes.sum())
+            pixels += float(batch["sizes"].prod(1).sum())
+    per_level = {f"nats_level_{i}": float(value) for i, value in enumerate(nats / counts)}
+    return {"loss": loss / float(counts.sum()), **per_level, "bits_per_pixel": float(nats.sum()) / math.log(2) / pixels}
 
 
 def _publish(
     pipeline: VQPipeline,
     scores: dict[str, float],
-    test: Subset,
+    num_held_out: int,
     script: PriorArguments,
     args: TrainingArguments,
     history: list[dict[str, float]],
 ) -> dict[str, Any]:
-    folder = Path(args.output_dir)
+    folder, levels = Path(args.output_dir), pipeline.vq_tokenizer.layout.levels
     pipeline.save_pretrained(folder)
     save_training(folder, {**asdict(script), **asdict(args)}, history)
-    levels = pipeline.vq_tokenizer.layout.levels
-    nats = [scores[f"nats_level_{i}"] for i in range(len(levels))]
-    size = test[0]["size"]
-    grids = pipeline.vq_tokenizer.layout.grids(size)
-    bits = sum(
-        n / np.log(2) * np.prod(g) * level.num_codebooks for n, g, level in zip(nats, grids, levels, strict=True)
-    )
     metrics = {
-        "nats_per_code": nats,
-        "ln_codebook_size": [float(np.log(level.codebook_size)) for level in levels],
-        "prior_bits_per_pixel": float(bits / np.prod(size)),
-        "held_out_samples": min(script.eval_samples, len(test)),
+        "nats_per_code": [scores[f"nats_level_{i}"] for i in range(len(levels))],
+        "ln_codebook_size": [math.log(level.codebook_size) for level in levels],
+        "prior_bits_per_pixel": scores["bits_per_pixel"],
+        "held_out_samples": num_held_out,
     }
     write_json(folder / "metrics.json", metrics)
-    kind = pipeline.prior.config.condition
-    write_text(folder / "README.md", pipeline_card(folder.resolve().name, metrics, read_recipe(folder), kind))
-    prompts = (
-        None if kind == "none" else [test[i]["text" if kind == "text" else "label"] for i in range(min(8, len(test)))]
-    )
-    (folder / "samples").mkdir(exist_ok=True)
-    contact_sheet([pipeline(prompts, seed=args.seed)]).save(folder / "samples" / "samples.png")
-    for level, (value, limit) in enumerate(zip(nats, metrics["ln_codebook_size"], strict=True)):
+    training = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    card = pipeline_card(folder.resolve().name, metrics, training, pipeline.prior.config.condition)
+    write_text(folder / "README.md", card)
+    for level, (value, limit) in enumerate(zip(metrics["nats_per_code"], metrics["ln_codebook_size"], strict=True)):
         print(f"level {level}: {value:.3f} nats per code of ln K = {limit:.3f}")
     print(f"wrote {folder}: from vqtok import VQPipeline; VQPipeline.from_pretrained({str(folder)!r})")
     return metrics
+
+
+def _draw(
+    pipeline: VQPipeline, test: list[dict[str, Any]], conditions: Conditions, args: TrainingArguments, name: str
+) -> None:
+    """A sheet of samples for the first held-out conditions."""
+    prompts = [sample[conditions.column] for sample in test[:8]] if conditions.column else None
+    drawn = pipeline(prompts, num_samples=1 if conditions.column else 8, seed=args.seed)
+    path = Path(args.output_dir) / "samples" / name
+    write_with(path, lambda temporary: contact_sheet([drawn]).save(temporary, format="PNG"))
 
 
 if __name__ == "__main__":

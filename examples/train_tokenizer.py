@@ -9,6 +9,7 @@ Stopped anywhere, the same command continues.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,7 +24,7 @@ from vqtok import VQTokenizer
 from vqtok.auto import config_folder
 from vqtok.evaluation.pictures import contact_sheet
 from vqtok.evaluation.report import evaluate as evaluate_tokenizer
-from vqtok.files import write_json, write_text
+from vqtok.files import write_json, write_text, write_with
 from vqtok.hub.card import tokenizer_card
 from vqtok.image.data import CropDataset, load_images, skipped_summary
 from vqtok.training import (
@@ -75,9 +76,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         tokenizer.model.freeze_codes()
     load = partial(load_images, script.dataset, image_column=script.image_column, holdout=script.holdout or None)
     train, test = load("train", num_samples=script.num_samples), load("test", num_samples=script.eval_samples)
-    accelerator.print(
-        skipped_summary(train) or f"{len(train)} pictures to train on, {len(test)} to test", file=sys.stderr
-    )
+    accelerator.print(f"{len(train)} pictures to train on, {len(test)} to test", file=sys.stderr)
     crops = CropDataset(train, script.image_size, seed=args.seed, shuffle=False) if script.image_size else train
 
     def loader(start: int) -> Any:
@@ -94,20 +93,31 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         model = tokenizer.model
         output = model.decode(model.encode(held_out.to(model.device)).codes).reconstruction.float().cpu()
         mse = ((output.clamp(-1, 1) - held_out) / 2).square().flatten(1).mean(1).clamp_min(1e-10)
+        if step < args.max_steps:
+            rows = [
+                tokenizer.processor.postprocess(pixels[:8], [pixels.shape[2:]] * len(pixels[:8]))
+                for pixels in (held_out, output)
+            ]
+            _save_sheet(rows, Path(args.output_dir) / "samples" / f"step-{step}.png")
         return {"loss": float(mse.mean()), "psnr_db": float((-10 * mse.log10()).mean())}
 
     step = TokenizerStep(accelerator, tokenizer.model, args)
-    history = fit(accelerator, step, loader, args, evaluate=evaluate, extra_arguments=asdict(script))
+    model_fields = {k: v for k, v in tokenizer.model.config.to_diff_dict().items() if k != "fingerprint"}
+    same_run = {**asdict(script), "model": model_fields, "num_train": len(train)}
+    history = fit(accelerator, step, loader, args, evaluate=evaluate, extra_arguments=same_run)
     metrics: dict[str, Any] = {}
     if accelerator.is_main_process:
         metrics = _publish(tokenizer, test, script, args, history)
+        for part in (train, test):
+            if summary := skipped_summary(part):
+                print(summary, file=sys.stderr)
     finish(accelerator)
     return metrics
 
 
 def _arguments(argv: Sequence[str]) -> tuple[TokenizerArguments, TrainingArguments]:
     classes = (TokenizerArguments, TrainingArguments)
-    chosen = parse_arguments(classes, argv, {"output_dir": ""})[0]
+    chosen = parse_arguments(classes, argv, {"output_dir": ""}, description=__doc__)[0]
     if bool(chosen.config) == bool(chosen.tokenizer):
         raise ValueError(
             "give either --config (a recipe, to train from scratch) or --tokenizer (to continue from a trained one)"
@@ -147,16 +157,22 @@ def _publish(
     save_training(folder, {**asdict(script), **asdict(args)}, history)
     metrics = evaluate_tokenizer(tokenizer, test, name=folder.resolve().name)
     write_json(folder / "metrics.json", metrics)
-    write_text(folder / "README.md", tokenizer_card(metrics["name"], metrics, read_recipe(folder)))
+    write_text(
+        folder / "README.md",
+        tokenizer_card(metrics["name"], metrics, json.loads((folder / "training.json").read_text(encoding="utf-8"))),
+    )
     originals = [test[i]["image"] for i in range(min(8, len(test)))]
-    (folder / "samples").mkdir(exist_ok=True)
-    contact_sheet([originals, tokenizer.reconstruct(originals)]).save(folder / "samples" / "reconstructions.png")
+    _save_sheet([originals, tokenizer.reconstruct(originals)], folder / "samples" / "reconstructions.png")
     print(tokenizer)
     shares = " ".join(f"{used:.1%}" for used in metrics["usage"])
     perplexities = " ".join(f"{value:.1f}" for value in metrics["perplexity"])
     print(f"PSNR {metrics['psnr_db']:.2f} dB, usage {shares}, perplexity {perplexities}")
     print(f"wrote {folder}: from vqtok import VQTokenizer; VQTokenizer.from_pretrained({str(folder)!r})")
     return metrics
+
+
+def _save_sheet(rows: list[list[Any]], path: Path) -> None:
+    write_with(path, lambda temporary: contact_sheet(rows).save(temporary, format="PNG"))
 
 
 if __name__ == "__main__":

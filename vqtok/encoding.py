@@ -37,6 +37,7 @@ def encode_dataset(
         "device": tokenizer.model.device.type,
         "date": date.today().isoformat(),
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers", "vqtok")},
+        "label_names": getattr(dataset, "label_names", None),
         "skipped": [list(map(str, entry)) for entry in getattr(dataset, "skipped", [])],
     }
     manifest = write_code_cache(folder, _batches(tokenizer, dataset, batch_size), {**known, **(facts or {})})

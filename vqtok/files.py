@@ -47,7 +47,7 @@ def write_with(path: str | Path, writer: Callable[[str], Any]) -> None:
         os.close(handle)
         writer(temporary)
         os.chmod(temporary, 0o666 & ~_umask())
-        _sync(temporary)
+        sync(temporary)
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
         if (named := _named(error, path, path, temporary)) is error:
@@ -77,7 +77,7 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         yield temporary
         for file in temporary.rglob("*"):
             if file.is_file():
-                _sync(file)
+                sync(file)
         os.chmod(temporary, 0o777 & ~_umask())
         _put(temporary, target)
     except (OSError, SafetensorError) as error:
@@ -124,7 +124,7 @@ def _umask() -> int:
     return mask
 
 
-def _sync(path: str | Path) -> None:
+def sync(path: str | Path) -> None:
     """Force the bytes to the disk before the rename, so that a power cut cannot leave an empty file under the new name."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

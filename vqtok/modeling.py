@@ -129,14 +129,14 @@ class VQPreTrainedModel(PreTrainedModel):
         The latents of all processes are joined. A level is initialised before the finer ones see its codes.
         """
         batches = list(batches)
+        if not batches:
+            raise ValueError("init_codebooks needs at least one batch")
+        share = -(-max_latents // len(batches))  # of each batch, evenly spread over its positions
         for level in range(len(self.layout.levels)):
             rows: list[Tensor] = []
             for media in batches:
-                if sum(len(part) for part in rows) < max_latents:
-                    latents = self.encode(media).latents[level]
-                    rows.append(latents.reshape(-1, latents.shape[-1]))
-            if not rows:
-                raise ValueError("init_codebooks needs at least one batch")
+                latents = self.encode(media).latents[level].flatten(0, -2)
+                rows.append(latents[:: -(-len(latents) // share)])
             self.quantizer.initialise(level, torch.cat(rows)[:max_latents])
         self.config.fingerprint = None
 

@@ -121,7 +121,7 @@ class VQPipeline:
                 raise FileNotFoundError(
                     f"{folder} has no tokenizer_config.json: save the pipeline again with save_pretrained"
                 )
-            text_tokenizer = AutoTokenizer.from_pretrained(folder)
+            text_tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         seen = facts.get("text_ids_seen")
         pipeline = cls(prior, vq_tokenizer, text_tokenizer, None if seen is None else from_ranges(seen))
         return pipeline if device is None else pipeline.to(device)

@@ -114,7 +114,7 @@ def test_latents_of_any_shape_and_dtype():
 
 
 def test_a_dead_code_moves_into_the_data_at_once_and_stays():
-    """The average must not be written over the revived row (anchors/style.md 2.9, defect 3)."""
+    """The average must not be written over the revived row, as it is in a well-known codec: 100.0 became 99.0."""
     codebook = Codebook(4, 3, decay=0.9)
     codebook.embedding[3] = 100.0
     codebook.counts[3] = 0
@@ -262,7 +262,7 @@ def test_fp32_always(move):
     assert equal(state(codebook), before) and codebook.encode(z).equal(codes)
     assert codebook(codes).dtype == torch.float32
     step(codebook, z)
-    # Nothing is remembered beside the table: other values answer at once (anchors/style.md 2.9, defect 5).
+    # Nothing is remembered beside the table: other values answer at once.
     other = Codebook(16, 4)
     codebook.load_state_dict(other.state_dict())
     assert codebook(codes).equal(other.embedding[codes]) and codebook.encode(z).equal(other.encode(z))

@@ -43,7 +43,7 @@ def test_a_table_worked_by_hand():
     )
     assert nearest_code(z, TABLE).tolist() == [0, 1, 2, 3, 1]
     assert nearest_code(z, TABLE).dtype == torch.int64
-    # A formula with the sign of |e|^2 turned takes the longest code for nearly everything (anchors/style.md 2.9, defect 2).
+    # A formula with the sign of |e|^2 turned takes the longest code for nearly everything.
     assert nearest_code(torch.zeros(1, 5), TABLE).tolist() == [0]
 
 

@@ -149,7 +149,7 @@ def test_a_full_disk_keeps_the_previous_checkpoint_and_the_run_continues_from_it
         return real(value, path, *args, **kwargs)
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="Earlier checkpoints are whole: free some space"):
+    with pytest.raises(OSError, match="No space left on device. Earlier checkpoints are whole"):
         run(tmp_path / "cut")
     assert [path.name for path in (tmp_path / "cut" / "checkpoints").iterdir()] == ["step-2"]
     monkeypatch.setattr(torch, "save", real)

@@ -17,7 +17,7 @@ h1 { margin-bottom: 0; } .lead { color: #777; margin-top: 0; }
 table { border-collapse: collapse; margin: 1rem 0; } td, th { padding: .25rem .8rem; text-align: left; border-bottom: 1px solid #8884; }
 td.number { text-align: right; font-variant-numeric: tabular-nums; }
 .tiles { display: flex; flex-wrap: wrap; gap: 1rem; }
-figure { margin: 0; max-width: 100%; } figcaption { font-size: .85rem; max-width: 12rem; }
+.told figure { width: 9.5rem; } figure { margin: 0; } figcaption { font-size: .85rem; }
 img { max-width: 100%; height: auto; } img.pixels { image-rendering: pixelated; }
 .missed { color: #c33; } .met { color: #292; }
 """
@@ -48,13 +48,14 @@ class Page:
         """A picture at its own size."""
         self.parts.append(f"<p>{_image(picture, alt)}</p>")
 
-    def tiles(self, pictures: Sequence[Image.Image], captions: Sequence[str], width: int = 128) -> None:
-        """Small pictures, enlarged without smoothing, each with a caption."""
+    def tiles(self, pictures: Sequence[Image.Image], captions: Sequence[str] = (), width: int = 128) -> None:
+        """Small pictures, enlarged without smoothing, each with its caption or none of them."""
         figures = [
             f"<figure>{_image(picture, words, width)}<figcaption>{html.escape(words)}</figcaption></figure>"
-            for picture, words in zip(pictures, captions, strict=True)
+            for picture, words in zip(pictures, captions or [""] * len(pictures), strict=True)
         ]
-        self.parts.append(f"<div class=tiles>{''.join(figures)}</div>")
+        kind = "tiles told" if captions else "tiles"
+        self.parts.append(f"<div class='{kind}'>{''.join(figures)}</div>")
 
     def render(self) -> str:
         """The whole page."""

@@ -1,7 +1,7 @@
 """Pictures to train on and to measure with, from a folder, from any `datasets` data set, or embedded.
 
-`load_images` gives a map-style data set of `{"image": picture, "text": str or None}`; `CropDataset` draws random crops
-from one, for training on photographs.
+`load_images` gives a map-style data set of `{"image": picture, "text": str or None}`, where known with `"label": int`;
+`CropDataset` draws random crops from one, for training on photographs.
 """
 
 import os
@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from .digits import CaptionedDigits
-from .folder import choose_split, read_captions, walk
+from .folder import Labels, choose_split, picture_labels, read_metadata, walk
 from .image_processing_image_vq import to_rgb
 from .tables import Table, is_saved_dataset, open_table
 
@@ -38,6 +38,7 @@ def load_images(
     split: str = "train",
     *,
     caption_column: str | None = None,
+    label_column: str | None = None,
     image_column: str | None = None,
     config_name: str | None = None,
     holdout: Sequence[str] | None = None,
@@ -46,6 +47,9 @@ def load_images(
     verify: bool = True,
 ) -> "CaptionedDigits | ImageDataset":
     """Return a map-style data set with items `{"image": PIL RGB or uint8 (H, W, 3), "text": str or None}`.
+
+    With labels, all items also have `"label"`, an int from 0. The data set's `label_names` lists their names; it is
+    None for labels that are mere numbers, and without labels.
 
     Args:
         source: "digits", the embedded handwriting; a folder of pictures, searched recursively, with captions in a
@@ -58,6 +62,10 @@ def load_images(
             number.
         caption_column: the column of captions, which every picture must then have; None takes `text` where there is
             one.
+        label_column: the column of labels, which every picture must then have: classes of `datasets`, whole numbers
+            from 0, kept as they are, or names, numbered in sorted order over all splits of the source. None takes a
+            data set's only `ClassLabel` column if it is complete; of a folder without captions the subfolders, if all
+            pictures lie in one level of them (below train/ and test/) and they are two or more.
         image_column: of a data set with several columns of pictures, the one to use.
         config_name: which configuration of a data set on the Hub.
         holdout: of a folder, the files (by stem or name) that are "test"; all others are "train".
@@ -69,11 +77,12 @@ def load_images(
 
     Raises:
         ValueError: one sentence, naming value and remedy, for a folder that is missing, empty or has no readable
-            picture; captions asked for but missing; metadata naming a missing file; an unknown split, column, held-out
-            file or data set; an option that the source does not have.
+            picture; captions or labels asked for but missing; metadata naming a missing file; an unknown split, column,
+            held-out file or data set; an option that the source does not have.
     """
     options = {
         "caption_column": caption_column,
+        "label_column": label_column,
         "image_column": image_column,
         "config_name": config_name,
         "holdout": holdout,
@@ -89,32 +98,36 @@ def load_images(
     folder = _existing_folder(source)
     files = [] if folder is None or is_saved_dataset(folder) else walk(folder)
     if folder is not None and any(path.suffix.lower() in SUFFIXES for path in files):
-        _refuse_options(f"the folder {folder}", options, allowed=("caption_column", "holdout"))
-        images = _folder_images(folder, files, split, caption_column, holdout)
+        _refuse_options(f"the folder {folder}", options, allowed=("caption_column", "label_column", "holdout"))
+        images = _folder_images(folder, files, split, caption_column, label_column, holdout)
     elif folder is not None and not is_saved_dataset(folder) and not any(path.suffix in _TABLES for path in files):
         raise ValueError(
             f"the folder {folder} holds no picture: put files like .png, .jpg or .webp into it, or name another"
         )
     else:
-        _refuse_options("a data set", options, allowed=("caption_column", "image_column", "config_name"))
-        images = _TableImages(open_table(source, split, caption_column, image_column, config_name))
+        _refuse_options(
+            "a data set", options, allowed=("caption_column", "label_column", "image_column", "config_name")
+        )
+        images = _TableImages(open_table(source, split, caption_column, label_column, image_column, config_name))
     images.keep(num_samples, verify)
     return images
 
 
 class ImageDataset(Dataset[dict[str, Any]]):
-    """Pictures that are read when asked for: items `{"image": PIL RGB, "text": str or None}`.
+    """Pictures that are read when asked for: items `{"image": PIL RGB, "text": str or None}`, maybe `"label": int`.
 
-    `skipped` lists the pictures that were left out because they cannot be read, as (name, reason). Made by
-    `load_images`.
+    `skipped` lists the pictures that were left out because they cannot be read, as (name, reason); `label_names` the
+    names of the labels, None if they have none. Made by `load_images`.
     """
 
     skipped: list[tuple[str, str]]
+    label_names: list[str] | None
 
-    def __init__(self, title: str, texts: list[str | None]) -> None:
+    def __init__(self, title: str, texts: list[str | None], labels: Labels | None) -> None:
         self.title = title
         self.skipped = []
-        self._texts = texts
+        self.label_names = None if labels is None else labels.names
+        self._texts, self._labels = texts, labels
         self._kept = list(range(len(texts)))
 
     def _source(self, position: int) -> Path | str | BytesIO:
@@ -137,7 +150,8 @@ class ImageDataset(Dataset[dict[str, Any]]):
                 f"cannot read the picture {self._name(position)} ({_reason(error)}): "
                 "replace it, or load with verify=True to leave it out"
             ) from error
-        return {"image": picture, "text": self._texts[position]}
+        label = {} if self._labels is None else {"label": self._labels.numbers[position]}
+        return {"image": picture, "text": self._texts[position], **label}
 
     def name(self, index: int) -> str:
         """Return the name of one picture: its path inside the folder, or its row."""
@@ -189,8 +203,10 @@ class ImageDataset(Dataset[dict[str, Any]]):
 
 
 class _FolderImages(ImageDataset):
-    def __init__(self, folder: Path, files: list[Path], texts: list[str | None], title: str) -> None:
-        super().__init__(title, texts)
+    def __init__(
+        self, folder: Path, files: list[Path], texts: list[str | None], labels: Labels | None, title: str
+    ) -> None:
+        super().__init__(title, texts, labels)
         self._folder, self._files = folder, files
 
     def _source(self, position: int) -> Path:
@@ -202,7 +218,7 @@ class _FolderImages(ImageDataset):
 
 class _TableImages(ImageDataset):
     def __init__(self, table: Table) -> None:
-        super().__init__(table.title, table.texts)
+        super().__init__(table.title, table.texts, table.labels)
         self._rows, self._column = table.rows, table.image_column
 
     def _source(self, position: int) -> str | BytesIO:
@@ -259,19 +275,27 @@ def _existing_folder(source: Any) -> Path | None:
 
 
 def _folder_images(
-    folder: Path, files: list[Path], split: str, caption_column: str | None, holdout: Sequence[str] | None
+    folder: Path,
+    files: list[Path],
+    split: str,
+    caption_column: str | None,
+    label_column: str | None,
+    holdout: Sequence[str] | None,
 ) -> ImageDataset:
-    captions = read_captions(files, caption_column)
+    entries = read_metadata(files, caption_column, label_column)
     # What the metadata names is a picture whatever its suffix; whether it can be read, reading will tell.
-    pictures = [path for path in files if path.suffix.lower() in SUFFIXES or path in captions]
+    pictures = [path for path in files if path.suffix.lower() in SUFFIXES or path in entries]
     chosen = choose_split(folder, pictures, split, holdout)
-    without = [path for path in chosen if captions.get(path) is None]
-    if caption_column is not None and without:
-        raise ValueError(
-            f"captions were asked for, but {len(without)} of {len(chosen)} pictures have none, first {without[0]}: "
-            f"add it to {folder / 'metadata.csv'} with the columns 'file_name' and {caption_column!r}"
-        )
-    return _FolderImages(folder, chosen, [captions.get(path) for path in chosen], f"{folder}, split {split!r}")
+    without = [path for path in chosen if path not in entries]  # a row lacks nothing that was asked for
+    for what, column in (("captions", caption_column), ("labels", label_column)):
+        if column is not None and without:
+            raise ValueError(
+                f"{what} were asked for, but {len(without)} of {len(chosen)} pictures have none, first {without[0]}: "
+                f"add it to {folder / 'metadata.csv'} with the columns 'file_name' and {column!r}"
+            )
+    texts = [entries[path].text if path in entries else None for path in chosen]
+    labels = picture_labels(folder, pictures, chosen, entries, label_column)
+    return _FolderImages(folder, chosen, texts, labels, f"{folder}, split {split!r}")
 
 
 class CropDataset(Dataset[dict[str, Any]]):

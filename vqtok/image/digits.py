@@ -324,6 +324,8 @@ class CaptionedDigits(Dataset[dict[str, Any]]):
         ((32, 32, 3), 'a blue zero in the bottom right')
     """
 
+    label_names: list[str] | None = None  # as of every data set: a scene has no one class
+
     def __init__(
         self, split: str = "train", num_samples: int = 10_000, seed: int = 0, unseen_pairs: bool = False
     ) -> None:

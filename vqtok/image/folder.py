@@ -1,15 +1,16 @@
-"""A folder of pictures as a list of files: which there are, which split each belongs to, and their captions.
+"""A folder of pictures as a list of files: which there are, which split each belongs to, their captions and labels.
 
-The convention is `imagefolder` of `datasets`: subfolders for the splits, captions in `metadata.csv` or
-`metadata.jsonl`.
+The convention is `imagefolder` of `datasets`: subfolders for the splits and, inside them, for the classes; or captions
+in `metadata.csv` or `metadata.jsonl`.
 """
 
 import csv
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .digits import hash64
 
@@ -17,6 +18,30 @@ FILE_COLUMN = "file_name"
 METADATA = ("metadata.csv", "metadata.jsonl")
 SPLIT_FOLDERS = {"train": ("train", "training"), "test": ("test", "testing", "validation", "valid", "val", "eval")}
 TEST_SHARE = 0.1  # of a source that has no test split of its own
+
+
+class Entry(NamedTuple):
+    """What metadata says of one picture.
+
+    Args:
+        text: the caption, None if there is none.
+        label: the label as written, None if none was asked for.
+    """
+
+    text: str | None
+    label: str | int | None
+
+
+class Labels(NamedTuple):
+    """The classes of pictures.
+
+    Args:
+        numbers: one per picture, from 0.
+        names: the name of each number, None for mere numbers.
+    """
+
+    numbers: list[int]
+    names: list[str] | None
 
 
 def walk(folder: Path) -> list[Path]:
@@ -44,9 +69,7 @@ def choose_split(folder: Path, pictures: list[Path], split: str, holdout: Sequen
         raise ValueError(f"unknown split {split!r} of the folder {folder}: use 'train', 'test' or 'all'")
     if split == "all":
         return pictures
-    own = {
-        key: next((folder / n for n in names if (folder / n).is_dir()), None) for key, names in SPLIT_FOLDERS.items()
-    }
+    own = _own_splits(folder)
     has_own = all(own.values())
     if holdout is not None:
         if has_own:
@@ -72,6 +95,13 @@ def choose_split(folder: Path, pictures: list[Path], split: str, holdout: Sequen
     return chosen
 
 
+def _own_splits(folder: Path) -> dict[str, Path | None]:
+    """The subfolders of "train" and of "test"; a folder with both is split by them."""
+    return {
+        key: next((folder / n for n in names if (folder / n).is_dir()), None) for key, names in SPLIT_FOLDERS.items()
+    }
+
+
 def hashed_test(names: Iterable[str]) -> list[int]:
     """Return which names are test: about a tenth, decided for each name alone, but at least one of two or more."""
     hashes = [hash64(os.fsencode(name)) for name in names]
@@ -81,36 +111,35 @@ def hashed_test(names: Iterable[str]) -> list[int]:
     return test
 
 
-def read_captions(files: list[Path], caption_column: str | None) -> dict[Path, str | None]:
-    """Return picture path -> caption (None where the row has none) for every row of every metadata file.
+def read_metadata(files: list[Path], caption_column: str | None, label_column: str | None) -> dict[Path, Entry]:
+    """Return picture path -> caption and label for every row of every metadata file.
 
     Args:
         files: all files of a folder; `file_name` is relative to the metadata file's own place.
         caption_column: the column of the captions, which every row must then have; None takes `text` where there is
             one.
+        label_column: the column of the labels, which every row must then have; None reads none.
 
     Raises:
         ValueError: if a metadata file is not CSV or JSON lines, lacks the columns, names a picture that does not exist
-            or names one twice, or if a caption is not a text.
+            or names one twice; if a caption is not a text, or a label neither a text nor a whole number from 0.
     """
-    captions: dict[Path, str | None] = {}
+    entries: dict[Path, Entry] = {}
     known, tables = set(files), [path for path in files if path.name in METADATA]
     for table in tables:
         if sum(other.parent == table.parent for other in tables) > 1:
             raise ValueError(f"{table.parent} has both {METADATA[0]} and {METADATA[1]}: keep one of them")
         for line, row in _rows(table):
-            path, text = _entry(table, line, row, caption_column)
+            path, text = _caption(table, line, row, caption_column)
             if path not in known:
                 raise ValueError(
                     f"{table} line {line} names {row[FILE_COLUMN]!r}, which is not in {table.parent}: "
                     "add the file or take the line out"
                 )
-            if path in captions:
-                raise ValueError(
-                    f"{table} line {line} names {row[FILE_COLUMN]!r} a second time: keep one caption per file"
-                )
-            captions[path] = text
-    return captions
+            if path in entries:
+                raise ValueError(f"{table} line {line} names {row[FILE_COLUMN]!r} a second time: keep one row per file")
+            entries[path] = Entry(text, None if label_column is None else _label(table, line, row, label_column))
+    return entries
 
 
 def _rows(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -150,7 +179,7 @@ def _json_object(table: Path, line: int, content: str) -> dict[str, Any]:
     return row
 
 
-def _entry(table: Path, line: int, row: dict[str, Any], caption_column: str | None) -> tuple[Path, str | None]:
+def _caption(table: Path, line: int, row: dict[str, Any], caption_column: str | None) -> tuple[Path, str | None]:
     """One row -> the picture's path and its caption."""
     name = row.get(FILE_COLUMN)
     if not isinstance(name, str) or not name:
@@ -168,3 +197,69 @@ def _entry(table: Path, line: int, row: dict[str, Any], caption_column: str | No
             raise ValueError(f"{table} line {line} has no caption in column {caption_column!r} for {name!r}: write one")
         text = None
     return path, text
+
+
+def _label(table: Path, line: int, row: dict[str, Any], column: str) -> str | int:
+    """The label of one row, of CSV a number where it is written like one."""
+    where = f"{table} line {line}"
+    if column not in row:
+        raise ValueError(f"{where} has no column {column!r} for the labels: its columns are {list(row)}")
+    label = row[column]
+    if label is None or (isinstance(label, str) and not label.strip()):
+        raise ValueError(f"{where} has no label in column {column!r} for {row[FILE_COLUMN]!r}: write one")
+    if table.suffix == ".csv" and re.fullmatch("0|-?[1-9][0-9]*", label):  # '007' stays a name
+        label = int(label)
+    if isinstance(label, bool) or not isinstance(label, (str, int)) or (isinstance(label, int) and label < 0):
+        raise ValueError(
+            f"{where} has the label {label!r} in column {column!r} for {row[FILE_COLUMN]!r}: "
+            "write a name or a whole number from 0"
+        )
+    return label
+
+
+def number_names(names: Iterable[str]) -> tuple[dict[str, int], list[str]]:
+    """Return name -> label and the names in the order of their labels, which is the sorted one."""
+    ordered = sorted(set(names))
+    return {name: label for label, name in enumerate(ordered)}, ordered
+
+
+def picture_labels(
+    folder: Path, pictures: list[Path], chosen: list[Path], entries: dict[Path, Entry], label_column: str | None
+) -> Labels | None:
+    """Return the labels of the chosen pictures, or None if the folder gives none.
+
+    Args:
+        folder: the folder that was named.
+        pictures: all pictures below it, of all splits, so that the splits number alike.
+        chosen: some of them.
+        entries: what `read_metadata` gave for `label_column`, with a row for every chosen picture if there is one.
+        label_column: None takes the class subfolders, unless there are captions.
+    """
+    if label_column is not None:
+        written = {path: entry.label for path, entry in entries.items()}
+        numbers = [label for path in chosen if isinstance(label := written[path], int)]
+        if all(isinstance(label, int) for label in written.values()):
+            return Labels(numbers, None)
+        # One name among the numbers makes all of them names.
+        class_of = {path: str(label) for path, label in written.items()}
+    elif any(entry.text is not None for entry in entries.values()):
+        return None
+    else:
+        class_of = _class_folders(folder, pictures)
+    if not class_of:
+        return None
+    label_of, names = number_names(class_of.values())
+    return Labels([label_of[class_of[path]] for path in chosen], names)
+
+
+def _class_folders(folder: Path, pictures: list[Path]) -> dict[Path, str]:
+    """The subfolders of pictures that all lie in one level of them, below splits if there are such; or nothing."""
+    places = {path: path.relative_to(folder).parent.parts for path in pictures}
+    splits = {name for names in SPLIT_FOLDERS.values() for name in names}
+    if all(parts and parts[0] in splits for parts in places.values()):
+        places = {path: parts[1:] for path, parts in places.items()}
+    elif all(_own_splits(folder).values()):
+        return {}  # with pictures beside the splits, and a split is not a class
+    if any(len(parts) != 1 for parts in places.values()) or len(set(places.values())) < 2:
+        return {}  # one subfolder alone is a place and not a class, for `imagefolder` too
+    return {path: parts[0] for path, parts in places.items()}

@@ -1,11 +1,11 @@
-"""A data set of the package `datasets` as rows with one column of pictures and a list of captions."""
+"""A data set of the package `datasets` as rows with one column of pictures, a list of captions and one of labels."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .folder import SPLIT_FOLDERS, hashed_test
+from .folder import SPLIT_FOLDERS, Labels, hashed_test, number_names
 
 
 class Table(NamedTuple):
@@ -17,12 +17,14 @@ class Table(NamedTuple):
         image_column: its name.
         texts: one caption, or None, per row.
         title: what to call it in messages.
+        labels: one per row, or None.
     """
 
     rows: Any
     image_column: str
     texts: list[str | None]
     title: str
+    labels: Labels | None
 
 
 def is_saved_dataset(folder: Path) -> bool:
@@ -31,17 +33,22 @@ def is_saved_dataset(folder: Path) -> bool:
 
 
 def open_table(
-    source: Any, split: str, caption_column: str | None, image_column: str | None, config_name: str | None
+    source: Any,
+    split: str,
+    caption_column: str | None,
+    label_column: str | None,
+    image_column: str | None,
+    config_name: str | None,
 ) -> Table:
     """Return one split of a data set; the arguments are those of `load_images`.
 
     Raises:
         ValueError: if the data set cannot be loaded, has not the split or column asked for, no or several columns of
-            pictures, or rows without the caption asked for.
+            pictures, or rows without the caption or the label asked for.
     """
     import datasets  # here, because it takes a second to import
 
-    rows, title = _open_split(source, split, config_name)
+    rows, title, whole = _open_split(source, split, config_name)
     columns = [name for name, feature in rows.features.items() if isinstance(feature, datasets.Image)]
     if image_column is None:
         if len(columns) != 1:
@@ -51,8 +58,9 @@ def open_table(
     elif image_column not in columns:
         raise ValueError(f"{title} has no column of pictures {image_column!r}: its columns of pictures are {columns}")
     texts = _texts(rows, title, caption_column)
+    labels = _labels(rows, title, label_column, whole)
     rows = rows.with_format(None).select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
-    return Table(rows, image_column, texts, title)
+    return Table(rows, image_column, texts, title, labels)
 
 
 def _texts(rows: Any, title: str, caption_column: str | None) -> list[str | None]:
@@ -63,7 +71,7 @@ def _texts(rows: Any, title: str, caption_column: str | None) -> list[str | None
                 f"{title} has no column {column!r} for the captions: its columns are {list(rows.features)}"
             )
         return [None] * len(rows)
-    cells = list(rows.with_format(None).select_columns([column])[column])
+    cells = _cells(rows, column)
     wrong = next((cell for cell in cells if cell is not None and not isinstance(cell, str)), None)
     if wrong is not None:
         raise ValueError(
@@ -78,8 +86,47 @@ def _texts(rows: Any, title: str, caption_column: str | None) -> list[str | None
     return texts
 
 
-def _open_split(source: Any, split: str, config_name: str | None) -> tuple[Any, str]:
-    """The rows of one split, all columns, and what to call them in messages."""
+def _cells(rows: Any, column: str) -> list[Any]:
+    return list(rows.with_format(None).select_columns([column])[column])
+
+
+def _labels(rows: Any, title: str, label_column: str | None, whole: Callable[[], Iterable[Any]]) -> Labels | None:
+    """The labels of the rows; `whole` gives the rows of all splits, which must number alike."""
+    import datasets
+
+    classes = [name for name, feature in rows.features.items() if isinstance(feature, datasets.ClassLabel)]
+    if label_column is None and len(classes) != 1:
+        return None
+    column = classes[0] if label_column is None else label_column
+    if column not in rows.features:
+        raise ValueError(f"{title} has no column {column!r} for the labels: its columns are {list(rows.features)}")
+    feature, names = rows.features[column], None
+    kind = str(getattr(feature, "dtype", type(feature).__name__))  # of a list of values it is "list"
+    cells = _cells(rows, column)
+    if isinstance(feature, datasets.ClassLabel):
+        names = list(feature.names)
+    elif isinstance(feature, datasets.Value) and kind in ("string", "large_string"):
+        found = (cell for part in whole() if column in part.features for cell in _cells(part, column))
+        label_of, names = number_names(str(cell) for cell in found if cell and str(cell).strip())
+        cells = [label_of.get(cell) for cell in cells]  # None for the missing and the blank
+    elif not (isinstance(feature, datasets.Value) and kind.startswith(("int", "uint"))):
+        raise ValueError(
+            f"{title} has values of type {kind} in column {column!r}: "
+            "name a column of class labels, whole numbers or names as label_column"
+        )
+    missing = [row for row, cell in enumerate(cells) if cell is None or cell < 0]
+    if not missing:
+        return Labels(cells, names)
+    if label_column is None:
+        return None  # nobody asked; test splits often hide their labels as -1
+    raise ValueError(
+        f"{title} has no label, or one below 0, in column {column!r} of {len(missing)} rows, first row {missing[0]}: "
+        "filter them out, or leave out label_column"
+    )
+
+
+def _open_split(source: Any, split: str, config_name: str | None) -> tuple[Any, str, Callable[[], Iterable[Any]]]:
+    """The rows of one split, all columns; what to call them in messages; what gives the rows of every split."""
     import datasets
 
     if isinstance(source, (str, os.PathLike)):
@@ -87,7 +134,8 @@ def _open_split(source: Any, split: str, config_name: str | None) -> tuple[Any, 
         if not is_saved_dataset(Path(name)):
             names = _load(title, datasets.get_dataset_split_names, name, config_name)
             part, share = _part(title, names, split)
-            return _share(_load(title, datasets.load_dataset, name, config_name, split=part), share), title
+            rows = _load(title, datasets.load_dataset, name, config_name, split=part)
+            return _share(rows, share), title, lambda: _load(title, datasets.load_dataset, name, config_name).values()
         source = _load(title, datasets.load_from_disk, name)
     else:
         title = "the data set"
@@ -101,7 +149,7 @@ def _open_split(source: Any, split: str, config_name: str | None) -> tuple[Any, 
             "the name of a data set, or a datasets.Dataset loaded without streaming"
         )
     part, share = _part(title, list(source), split)
-    return _share(source[part], share), title
+    return _share(source[part], share), title, source.values
 
 
 def _load(title: str, load: Callable[..., Any], *args: Any, **options: Any) -> Any:

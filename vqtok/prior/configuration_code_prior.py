@@ -76,7 +76,7 @@ class CodePriorConfig(VQConfig):
     max_text_length: int = 64
     max_grid: int = 64
     order: str = "flat"
-    condition_dropout: float = 0.1
+    condition_dropout: float | int = 0.1
     backbone_config: dict[str, Any] | PreTrainedConfig | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:

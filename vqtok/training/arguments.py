@@ -66,7 +66,15 @@ class TrainingArguments:
         )
         for name in positive:
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("warmup_steps", "eval_every", "num_workers", "num_threads", "max_grad_norm", "weight_decay"):
+        for name in (
+            "warmup_steps",
+            "eval_every",
+            "num_workers",
+            "num_threads",
+            "max_grad_norm",
+            "weight_decay",
+            "seed",
+        ):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         _require(0 < self.learning_rate < 10, "learning_rate", self.learning_rate, "between 0 and 10")
         _require(
@@ -76,7 +84,7 @@ class TrainingArguments:
             _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
 
 
-# What may differ between the first and a later call of the same run: nothing of it changes the numbers.
+# What may differ between the first and a later call of the same run: it changes no number, the threads but for rounding.
 FREE_ARGUMENTS = frozenset(
     [
         "output_dir",
@@ -110,23 +118,30 @@ def parse_arguments(
             if key not in known:
                 near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
                 raise ValueError(f"the recipe has an unknown argument {key!r}. Did you mean {near[0]!r}?")
-        parser.set_defaults(**recipe)
-        for action in parser._actions:
-            if action.dest in recipe:
-                action.required = False
     argv = sys.argv[1:] if argv is None else list(argv)
-    *filled, rest = parser.parse_args_into_dataclasses(args=argv, return_remaining_strings=True)
+    # As flags before the others: argparse then checks the types of a recipe too, and the later flag wins.
+    *filled, rest = parser.parse_args_into_dataclasses(
+        args=[*_flags(recipe or {}), *argv], return_remaining_strings=True
+    )
     if rest:
         near = difflib.get_close_matches(rest[0], [f"--{action.dest}" for action in parser._actions], n=1, cutoff=0.0)
         raise ValueError(f"unknown argument {rest[0]}. Did you mean {near[0]}?")
     return tuple(filled)
 
 
+def _flags(recipe: dict[str, Any]) -> list[str]:
+    flags: list[str] = []
+    for name, value in recipe.items():
+        if value is not None:
+            flags += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return flags
+
+
 def read_recipe(folder: str | Path) -> dict[str, Any]:
     """The content of `folder/training.json`, {} when there is none.
 
     Raises:
-        ValueError: the file is no JSON object.
+        ValueError: the file is no JSON object, or is of a trained folder.
     """
     path = Path(folder) / "training.json"
     if not path.exists():
@@ -137,6 +152,10 @@ def read_recipe(folder: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} is no JSON: {error}") from None
     if not isinstance(recipe, dict):
         raise ValueError(f"{path} must hold a JSON object of training arguments, got {type(recipe).__name__}")
+    if "arguments" in recipe:
+        raise ValueError(
+            f"{folder} is a trained folder, not a recipe: continue from it with --tokenizer, or name its recipe"
+        )
     return recipe
 
 

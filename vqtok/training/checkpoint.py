@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from vqtok.files import write_json
+from vqtok.files import sync, write_json
 
 from .arguments import FREE_ARGUMENTS
 from .averaging import WeightAverage
@@ -48,11 +48,13 @@ def save_checkpoint(
     ) as error:  # torch and safetensors have errors of their own for a full disk
         shutil.rmtree(partial, ignore_errors=True)
         raise OSError(
-            f"could not write the checkpoint {target}: {error}. Earlier checkpoints are whole: free some space and start the same "
-            "command again"
+            f"could not write the checkpoint {target}: {error}. Earlier checkpoints are whole: if the disk is full, free some "
+            "space; then start the same command again"
         ) from error
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
+        for file in partial.iterdir():
+            sync(file)
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
         for old in checkpoints(folder)[:-keep]:
@@ -67,19 +69,31 @@ def load_checkpoint(
     """Restore everything from the newest checkpoint in `folder`; None when there is none.
 
     Raises:
-        ValueError: the run was started with other arguments; each is named with both values.
+        ValueError: the run was started with other arguments (each is named with both values), or the checkpoint is damaged.
     """
     found = checkpoints(folder)
     if not found:
         return None
-    state = json.loads((found[-1] / "state.json").read_text(encoding="utf-8"))
-    _check_arguments(state["arguments"], arguments, found[-1])
-    accelerator.load_state(str(found[-1]))
-    if average is not None:
-        for name, value in load_file(found[-1] / "averaged.safetensors").items():
-            average.values[name].copy_(value)
-        average.updates = state["averaged_updates"]
+    newest = found[-1]
+    try:
+        state = json.loads((newest / "state.json").read_text(encoding="utf-8"))
+        before = state["arguments"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(_damaged(newest, error)) from error
+    _check_arguments(before, arguments, newest)
+    try:
+        accelerator.load_state(str(newest))
+        if average is not None:
+            for name, value in load_file(newest / "averaged.safetensors").items():
+                average.values[name].copy_(value)
+            average.updates = state["averaged_updates"]
+    except (OSError, RuntimeError, KeyError, EOFError, SafetensorError) as error:
+        raise ValueError(_damaged(newest, error)) from error
     return state
+
+
+def _damaged(checkpoint: Path, error: Exception) -> str:
+    return f"{checkpoint} cannot be read ({error}): delete it, and the same command continues from the one before it"
 
 
 def checkpoints(folder: str | Path) -> list[Path]:

@@ -26,7 +26,7 @@ class StepSampler(Sampler[list[int]]):
         parts: micro-batches per step.
 
     Raises:
-        ValueError: a batch cannot be cut evenly into processes and parts.
+        ValueError: a batch cannot be cut evenly into processes and parts, or there are no samples.
     """
 
     def __init__(
@@ -49,6 +49,10 @@ class StepSampler(Sampler[list[int]]):
         self.batch_size, self.seed, self.start = batch_size, seed, start
         self.rank, self.world_size, self.parts, self.num_steps = rank, world_size, parts, num_steps
         self.length = sum(len(group) for group in self.groups)
+        if not self.length:
+            raise ValueError(
+                "there is nothing to train on: the data set, or what is left of it without held-out samples, is empty"
+            )
         shares = np.array([len(group) for group in self.groups]) / self.length
         self.group_of_step = np.random.default_rng([seed, 1]).choice(len(shares), num_steps, p=shares)
 

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ def fit(
     """Train for `args.max_steps` optimizer steps, from the newest checkpoint in `args.output_dir` if there is one.
 
     Every step seeds torch from (seed, step, process), data order is a function of the step, the learning rate too: so a run that
-    was stopped anywhere and started again ends with the numbers of one that never stopped.
+    was stopped anywhere and started again ends with the weights of one that never stopped.
 
     Args:
         step: does one optimizer step.
@@ -105,9 +105,8 @@ def fit(
     progress.close()
     if start < args.max_steps:
         save(args.max_steps)
-    accelerator.unwrap_model(
-        step.prepared, keep_fp32_wrapper=False
-    )  # takes accelerate's autocast off the model's forward
+    # Takes accelerate's autocast off the model's forward.
+    accelerator.unwrap_model(step.prepared, keep_fp32_wrapper=False)
     _publish(accelerator, step, evaluate, args.max_steps, history)
     step.model.eval()
     return history
@@ -126,7 +125,7 @@ def _evaluate(
     accelerator: Accelerator, step: OptimizerStep, evaluate: Evaluate, number: int, history: list[dict[str, float]]
 ) -> None:
     if accelerator.is_main_process:
-        with step.average.applied(step.model) if step.average else _nothing():
+        with step.average.applied(step.model) if step.average else nullcontext():
             record = {
                 "step": number,
                 **{f"eval_{name}": float(v) for name, v in _in_eval(step, evaluate, number).items()},
@@ -201,11 +200,6 @@ def _stop_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
-
-
 class _Progress:
     """A bar on a terminal, plain lines elsewhere; means of the metrics since the last line."""
 
@@ -222,18 +216,18 @@ class _Progress:
         self.count, self.done = self.count + 1, self.done + 1
         self.bar.update()
 
-    def log(self, number: int, health: str) -> dict[str, float]:
-        means = {name: float(value) / self.count for name, value in self.sums.items()}
+    def log(self, number: int, health: dict[str, float]) -> dict[str, float]:
+        means = {**{name: float(value) / self.count for name, value in self.sums.items()}, **health}
         self.sums, self.count = {}, 0
         rate = (number - self.since) / (time.monotonic() - self.begin)
         if self.shown:
-            shown = "  ".join(f"{name} {value:.4f}" for name, value in means.items())
+            shown = "  ".join(f"{name} {value:.4g}" for name, value in means.items())
             if self.terminal:
-                self.bar.set_postfix_str(f"{shown}  {health}")
+                self.bar.set_postfix_str(shown)
             else:
                 left = (self.total - number) / rate
                 print(
-                    f"step {number}/{self.total}  {shown}  {health}  {rate:.1f} steps/s  {left:.0f} s left",
+                    f"step {number}/{self.total}  {shown}  {rate:.1f} steps/s  {left:.0f} s left",
                     file=sys.stderr,
                     flush=True,
                 )

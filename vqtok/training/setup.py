@@ -6,12 +6,14 @@ import importlib.metadata
 import platform
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from huggingface_hub.errors import StrictDataclassError
 
 from vqtok.files import write_json
@@ -34,23 +36,35 @@ def make_accelerator(args: TrainingArguments) -> Accelerator:
         log_with=args.report_to if tracked else None,
         project_dir=args.output_dir if tracked else None,
         # Codebooks are equal on all processes by their own update; broadcasting rank 0's buffers would only hide a fault.
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        # The other processes wait while the main one encodes a data set, evaluates or publishes.
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False),
+            InitProcessGroupKwargs(timeout=timedelta(hours=6)),
+        ],
     )
     if tracked:
-        accelerator.init_trackers("vqtok")
+        settings = {name: value for name, value in asdict(args).items() if isinstance(value, int | float | str | bool)}
+        accelerator.init_trackers("vqtok", config=settings)
     return accelerator
 
 
+def best_device() -> torch.device:
+    """The accelerator of this machine, or the CPU."""
+    # A build for CUDA names it as its accelerator on machines without one too.
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+
+
 def save_training(folder: str | Path, arguments: dict[str, Any], history: list[dict[str, float]]) -> None:
-    """Write `training.json`: what was run and how it went. Paths of the machine stay out."""
-    private = ("output_dir", "tokenizer", "codes", "dataset", "text_tokenizer")
-    kept = {
-        name: Path(value).name if name in private and isinstance(value, str) else value
-        for name, value in arguments.items()
-    }
+    """Write `training.json`: what was run and how it went. Of paths only the last part stays; names on the Hub stay whole."""
+    kept = {name: _without_folders(value) for name, value in arguments.items()}
     versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "accelerate")}
     value = {"arguments": kept, "versions": {**versions, "python": platform.python_version()}, "history": history}
     write_json(Path(folder) / "training.json", value)
+
+
+def _without_folders(value: Any) -> Any:
+    is_path = isinstance(value, str) and (Path(value).is_absolute() or Path(value).exists() or value.startswith("."))
+    return Path(value).name if is_path else value
 
 
 def finish(accelerator: Accelerator) -> None:

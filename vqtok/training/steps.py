@@ -10,8 +10,6 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from vqtok.quantizers import Codebook
-
 from .arguments import TrainingArguments
 from .averaging import WeightAverage
 
@@ -60,9 +58,10 @@ class OptimizerStep:
             )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.after_update()
-        if self.average is not None:
-            self.average.update(self.model)
+        if not self.accelerator.optimizer_step_was_skipped:
+            self.after_update()
+            if self.average is not None:
+                self.average.update(self.model)
         return metrics
 
     def begin(self, micro_batches: Iterator[Any]) -> None:
@@ -75,9 +74,9 @@ class OptimizerStep:
     def after_update(self) -> None:
         """Whatever must follow the optimizer's update."""
 
-    def health(self) -> str:
-        """A few words for the log line."""
-        return ""
+    def health(self) -> dict[str, float]:
+        """Numbers about the model itself, for the log line and the trackers."""
+        return {}
 
 
 class TokenizerStep(OptimizerStep):
@@ -96,36 +95,39 @@ class TokenizerStep(OptimizerStep):
     def after_update(self) -> None:
         self.model.update_codebooks()
 
-    def health(self) -> str:
-        """Perplexity of each codebook's running use beside its size, coarse to fine."""
-        parts = []
-        for codebook in self.model.quantizer.codebooks:
+    def health(self) -> dict[str, float]:
+        """Perplexity of each codebook's running use, coarse to fine: codes that a uniform use would need to say as much."""
+        out = {}
+        for index, codebook in enumerate(self.model.quantizer.codebooks):
             p = codebook.counts / codebook.counts.sum()
-            parts.append(f"{float((-(p * p.clamp_min(1e-12).log()).sum()).exp()):.0f}/{len(p)}")
-        return "codes " + " ".join(parts)
+            out[f"perplexity_{index}"] = float((-(p * p.clamp_min(1e-12).log()).sum()).exp())
+        return out
 
 
 class PriorStep(OptimizerStep):
     """A step of a prior: mean nats per predicted token. A batch is the dict of keyword arguments that the model takes."""
 
     def compute(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        device = self.accelerator.device
-        moved = {
-            name: tuple(v.to(device) for v in value) if isinstance(value, tuple) else value.to(device)
-            for name, value in batch.items()
-        }
-        output = self.prepared(**moved)
+        output = self.prepared(**to_device(batch, self.accelerator.device))
         nats = {f"nats_level_{i}": value for i, value in enumerate(output.nats_per_code.detach())}
         return output.loss, nats
 
 
+def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """The batch of a prior with every tensor, also in tuples, on `device`."""
+    return {
+        name: tuple(v.to(device) for v in value) if isinstance(value, tuple) else value.to(device)
+        for name, value in batch.items()
+    }
+
+
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay for matrices and kernels; none for biases, norms, embeddings and codebooks."""
-    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    tables |= {id(module.embedding) for module in model.modules() if isinstance(module, Codebook)}
+    """Weight decay for matrices and kernels; none for biases, norms, embeddings, codebooks and other learned vectors."""
+    layers = [module for module in model.modules() if not isinstance(module, nn.Embedding)]
+    kernels = {id(getattr(module, "weight", None)) for module in layers}
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
         raise ValueError("nothing to train: every parameter of this model is frozen")
-    decayed = [p for p in trained if p.ndim >= 2 and id(p) not in tables]
-    rest = [p for p in trained if not (p.ndim >= 2 and id(p) not in tables)]
+    decayed = [p for p in trained if p.ndim >= 2 and id(p) in kernels]
+    rest = [p for p in trained if not (p.ndim >= 2 and id(p) in kernels)]
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]

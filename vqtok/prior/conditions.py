@@ -1,0 +1,91 @@
+"""How the samples of a code cache become the conditions of a prior: captions, class labels, or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from .text import encode_prompts, seen_token_ids, train_text_tokenizer
+
+COLUMNS = {"text": "text", "class": "label", "none": None}
+
+
+class Conditions:
+    """What a prior of one kind needs to know of its training samples.
+
+    Args:
+        kind: "text", "class" or "none".
+        values: the captions or labels of the training samples; nothing for "none".
+        text_tokenizer: any of transformers; None learns a byte-pair one from the captions.
+        vocab_size: most entries of one that is learned.
+        max_length: most tokens of a caption.
+
+    Attributes:
+        column: the column of a sample that holds its condition, None for "none".
+        text_size: ids of the condition: tokens, or classes.
+        max_text_length: what the prior should take, twice the longest training caption at most.
+        seen: token ids of the training captions; None where unseen ones are fine, with a tokenizer that was trained elsewhere.
+
+    Raises:
+        ValueError: an unknown kind, a missing caption or label, or a caption that is too long.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        values: Sequence[Any],
+        text_tokenizer: PreTrainedTokenizerBase | None = None,
+        vocab_size: int = 1024,
+        max_length: int = 128,
+    ):
+        if kind not in COLUMNS:
+            raise ValueError(f"condition must be one of {', '.join(COLUMNS)}, got {kind!r}")
+        self.kind, self.column = kind, COLUMNS[kind]
+        self.text_tokenizer, self.seen, self.text_size, self.max_text_length = None, None, 0, 1
+        self._known: dict[str, list[int]] = {}
+        if kind != "none":
+            missing = sum(value is None for value in values)
+            if missing or not values:
+                flag = {"text": "--caption_column", "class": "--label_column"}[kind]
+                raise ValueError(
+                    f"this prior needs a {self.column} for every sample, {missing or 'all'} of {len(values)} samples lack it: name "
+                    f"the column with {flag} when encoding, or use a recipe with another condition"
+                )
+        if kind == "class":
+            self.text_size = max(values) + 1
+        elif kind == "text":
+            captions = sorted(set(values))
+            self.text_tokenizer = text_tokenizer or train_text_tokenizer(captions, vocab_size)
+            rows = encode_prompts(self.text_tokenizer, captions, max_length)
+            self._known = dict(zip(captions, rows, strict=True))
+            self.text_size = len(self.text_tokenizer)
+            self.max_text_length = min(max_length, 2 * max(map(len, rows)))
+            self.seen = None if text_tokenizer else seen_token_ids(rows)
+
+    def ids(self, sample: Mapping[str, Any]) -> list[int] | None:
+        """The condition ids of a sample: text tokens, [label], or None.
+
+        Raises:
+            ValueError: no caption or label, an unknown label, or a caption that is too long or has a word that was never seen.
+        """
+        if self.column is None:
+            return None
+        value = sample.get(self.column)
+        if value is None:
+            raise ValueError(f"a sample has no {self.column}, which this prior is conditioned on")
+        if self.kind == "class":
+            if not 0 <= value < self.text_size:
+                raise ValueError(f"label {value} is outside [0, {self.text_size}): no training sample had it")
+            return [value]
+        known = self._known.get(value)
+        return known or encode_prompts(self.text_tokenizer, [value], self.max_text_length, self.seen)[0]
+
+    def knows(self, sample: Mapping[str, Any]) -> bool:
+        """Whether `ids` has an answer; held-out samples with words that training never saw cannot be scored."""
+        try:
+            self.ids(sample)
+        except ValueError:
+            return False
+        return True
