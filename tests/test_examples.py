@@ -116,6 +116,42 @@ def test_a_prior_refuses_codes_of_another_tokenizer(made, tmp_path):
     assert not (tmp_path / "pipeline" / "config.json").exists()
 
 
+def test_a_class_conditional_prior_from_folders_of_classes(made, tmp_path):
+    for name in ("cats", "dogs"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for i in range(30):
+            Image.effect_noise((32, 32), 40).convert("RGB").save(tmp_path / "pets" / name / f"{i}.png")
+    recipe = json.loads((ROOT / "tokenizers_configs/prior/digits/config.json").read_text())
+    (tmp_path / "recipe").mkdir()
+    (tmp_path / "recipe" / "config.json").write_text(json.dumps({**recipe, "condition": "class"}))
+    flags = [
+        "--config",
+        str(tmp_path / "recipe"),
+        "--tokenizer",
+        str(made / "tokenizer"),
+        "--dataset",
+        str(tmp_path / "pets"),
+    ]
+    train_prior.main([*flags, *TINY_PRIOR, *QUICK, "--output_dir", str(tmp_path / "out")])
+    assert len(VQPipeline.from_pretrained(tmp_path / "out")([0, 1], seed=0, sizes=(32, 32))) == 2
+    AcceleratorState._reset_state(reset_partial_state=True)
+    flags[-1] = "digits"
+    with pytest.raises(ValueError, match="holds the codes of .*pets"):
+        train_prior.main([*flags, *TINY_PRIOR, *QUICK, "--output_dir", str(tmp_path / "out")])
+
+
+def test_pictures_too_large_for_the_backbone_are_refused_before_training(made, tmp_path):
+    (tmp_path / "large").mkdir()
+    for i in range(60):
+        Image.effect_noise((64, 64), 40).convert("RGB").save(tmp_path / "large" / f"{i}.png")
+    (tmp_path / "large" / "metadata.csv").write_text(
+        "file_name,text\n" + "".join(f"{i}.png,noise\n" for i in range(60))
+    )
+    flags = ["--config", "prior/digits", "--tokenizer", str(made / "tokenizer"), "--dataset", str(tmp_path / "large")]
+    with pytest.raises(ValueError, match="takes 256: use smaller pictures"):
+        train_prior.main([*flags, *TINY_PRIOR, *QUICK, "--output_dir", str(tmp_path / "out")])
+
+
 def test_fine_tuning_the_decoder_alone_keeps_the_codes(made, tmp_path):
     flags = [
         "--tokenizer",
@@ -204,6 +240,25 @@ def test_kill_minus_nine_and_the_same_command_again_ends_with_equal_weights(tmp_
     subprocess.run(command(tmp_path / "cut"), check=True, capture_output=True)
     whole, cut = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
     assert all(bool((whole[name] == cut[name]).all()) for name in whole)
+
+
+@pytest.mark.slow
+def test_a_fresh_process_draws_the_same_pixels(made, tmp_path):
+    words = [
+        "--pipeline",
+        str(made / "pipeline"),
+        "--prompts",
+        "a red three top left",
+        "--num_samples",
+        "2",
+        "--seed",
+        "3",
+    ]
+    here = generate.main([*words, "--output_dir", str(tmp_path / "here")])
+    script = [sys.executable, str(ROOT / "examples/generate.py"), *words, "--output_dir", str(tmp_path / "there")]
+    subprocess.run(script, check=True, capture_output=True)
+    for path in here:
+        assert Image.open(path).tobytes() == Image.open(tmp_path / "there" / path.name).tobytes()
 
 
 @pytest.mark.slow

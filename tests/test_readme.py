@@ -1,7 +1,9 @@
 """The README runs: every Python block, every command it names exists, every file it links to is there."""
 
+import importlib
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -43,8 +45,8 @@ def home(tmp_path_factory):
     AcceleratorState._reset_state(reset_partial_state=True)
     Image.effect_noise((45, 38), 60).convert("RGB").save(folder / "cat.png")
     (folder / "photos").mkdir()
-    for i in range(20):
-        Image.effect_noise((40, 40), 60).convert("RGB").save(folder / "photos" / f"{i}.png")
+    for i in range(60):
+        Image.effect_noise((32, 32), 60).convert("RGB").save(folder / "photos" / f"{i}.png")
     return folder
 
 
@@ -65,6 +67,25 @@ def test_commands_run(home, monkeypatch):
         result = CliRunner().invoke(app, shlex.split(command)[1:])
         assert result.exit_code == 0, (command, result.output, result.exception)
     assert Image.open("back.png").size == (45, 38)
+
+
+def test_training_lines_run(home, monkeypatch):
+    """As they stand, on captioned pictures of 32 pixels, with fewer steps."""
+    monkeypatch.chdir(home)
+    pictures = sorted(path.name for path in Path("photos").glob("*.png"))
+    Path("photos/metadata.csv").write_text("file_name,text\n" + "".join(f"{name},a red bicycle\n" for name in pictures))
+    lines = re.findall(r"^    (?:accelerate launch|python) examples/(\w+)\.py (.*)$", TEXT, re.M)
+    assert [name for name, _ in lines] == ["train_tokenizer", "train_prior", "generate"]
+    shutil.rmtree("out")
+    for name, flags in lines:
+        short = (
+            []
+            if name == "generate"
+            else ["--max_steps", "2", "--batch_size", "2", "--num_threads", "1", "--mixed_precision", "no"]
+        )
+        importlib.import_module(f"examples.{name}").main([*shlex.split(flags), *short])
+        AcceleratorState._reset_state(reset_partial_state=True)
+    assert Path("out/pictures/sheet.png").exists()
 
 
 def test_links_and_flags_exist():
