@@ -30,6 +30,7 @@ from vqtok.evaluation.pictures import contact_sheet
 from vqtok.evaluation.plots import code_map, curves, usage_bars
 from vqtok.evaluation.report import machine
 from vqtok.files import write_json, write_text, write_with
+from vqtok.hub.card import pipeline_card
 from vqtok.image.digits import SIZE, CaptionedDigits
 from vqtok.prior.data import MANIFEST
 from vqtok.quantizers import code_counts
@@ -92,6 +93,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     with stages.timed("report"):
         _report(folder, pipeline, tokenizer, metrics, judged)
     metrics["minutes"] = round(stages.seconds / 60, 2)
+    judged = {
+        name: metrics[name] for name in (*GOALS, "num_judged", "samples_per_second", "minutes", "machine", "date")
+    }
+    judged["digit_accuracy_of_the_judge_on_real_pictures"] = metrics["judge_accuracy_on_real"]["digit_accuracy"]
+    prior = {name: json.loads((folder / "pipeline" / f"{name}.json").read_text()) for name in ("metrics", "training")}
+    write_text(folder / "pipeline" / "README.md", pipeline_card("pipeline", **prior, condition="text", judged=judged))
     write_json(folder / "metrics.json", metrics)
     _say(folder, metrics)
     return metrics

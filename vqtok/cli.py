@@ -270,7 +270,13 @@ def _load_tokenizer(name: str, device: str | None) -> Any:
 def _device(device: str | None) -> str:
     import torch
 
-    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {device} cannot be used here ({str(error).splitlines()[0]}): try cpu") from None
+    return device
 
 
 def _quiet() -> None:

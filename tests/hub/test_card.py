@@ -49,4 +49,5 @@ def test_a_pipelines_card():
     card = pipeline_card("me/dalle", metrics, TRAINING, "text")
     assert header(card)["pipeline_tag"] == "text-to-image"
     assert "| 1 | 2.250 | 5.545 |" in card and 'pipe(["..."]' in card
+    assert "| place accuracy | 0.9951 |" in pipeline_card("x", metrics, TRAINING, "text", {"place_accuracy": 0.99514})
     assert "pipe([0]," in pipeline_card("me/x", metrics, TRAINING, "class")

@@ -59,7 +59,13 @@ def tokenizer_card(name: str, metrics: Mapping[str, Any], training: Mapping[str,
     )
 
 
-def pipeline_card(name: str, metrics: Mapping[str, Any], training: Mapping[str, Any], condition: str) -> str:
+def pipeline_card(
+    name: str,
+    metrics: Mapping[str, Any],
+    training: Mapping[str, Any],
+    condition: str,
+    judged: Mapping[str, Any] | None = None,
+) -> str:
     """Return the README.md of a pipeline folder.
 
     Args:
@@ -67,6 +73,7 @@ def pipeline_card(name: str, metrics: Mapping[str, Any], training: Mapping[str, 
         metrics: the folder's `metrics.json`.
         training: the folder's `training.json`.
         condition: "text", "class" or "none".
+        judged: figures of samples that somebody or something judged, by name; a row each.
     """
     prompt = {"text": '["..."]', "class": "[0]", "none": "None"}[condition]
     tag = "text-to-image" if condition == "text" else "unconditional-image-generation"
@@ -96,9 +103,15 @@ def pipeline_card(name: str, metrics: Mapping[str, Any], training: Mapping[str, 
             "",
             _table(["level", "nats per code", "ln K"], rows),
             "",
+            *_judged(judged or {}),
             *_training(training),
         ]
     )
+
+
+def _judged(figures: Mapping[str, Any]) -> list[str]:
+    rows = [[key.replace("_", " "), f"{v:.4g}" if isinstance(v, float) else v] for key, v in figures.items()]
+    return [_table(["figure", "value"], rows), ""] if rows else []
 
 
 def _training(training: Mapping[str, Any]) -> list[str]:
