@@ -8,7 +8,7 @@ READY := $(VENV)/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-all lint format wheel clean
+.PHONY: help setup demo test test-slow test-all test-lowest lint format wheel clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1@\2/p' $(MAKEFILE_LIST) | column -t -s @ 2>/dev/null \
@@ -38,6 +38,22 @@ test-slow: $(READY) ## only the slow tests
 
 test-all: $(READY) ## the default and the slow tests
 	$(RUN) -m pytest -m "not gpu and not network" --timeout 1200 $(ARGS)
+
+# The lower bounds of pyproject.toml, each as an exact version, with the newest of everything that they leave open.
+LOWEST := .venv-lowest
+$(LOWEST)/.installed: pyproject.toml setup.py
+	@test -x $(LOWEST)/bin/python || { echo "[lowest 1/2] creating $(LOWEST)"; $(PYTHON) -m venv $(LOWEST); }
+	@echo "[lowest 2/2] installing the lower bounds of pyproject.toml"
+	@$(LOWEST)/bin/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+		extras = [r for name in ("demo", "tracking", "parity") for r in p["optional-dependencies"][name]]; \
+		print("\n".join(r.replace(">=", "==") for r in [*p["dependencies"], *extras]))' > $(LOWEST)/lowest.txt
+	@$(LOWEST)/bin/python -m pip --disable-pip-version-check --quiet install -r $(LOWEST)/lowest.txt \
+		"setuptools>=77,<82" pytest pytest-timeout hypothesis
+	@$(LOWEST)/bin/python -m pip --disable-pip-version-check --quiet install --no-deps --no-build-isolation -e .
+	@touch $@
+
+test-lowest: $(LOWEST)/.installed ## the default tests with the lowest versions that pyproject.toml allows
+	$(LOWEST)/bin/python -m pytest -p no:cacheprovider $(ARGS)
 
 lint: $(READY) ## ruff, format check, types of the maths floors
 	$(RUN) -m ruff check --output-format concise .

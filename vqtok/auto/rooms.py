@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,8 +38,10 @@ for _model_type, _room in ROOMS.items():
     AutoModel.register(_room.config, _room.model, exist_ok=True)
 AutoConfig.register(CodePriorConfig.model_type, CodePriorConfig, exist_ok=True)
 AutoModel.register(CodePriorConfig, CodePriorModel, exist_ok=True)
-# Resampling and rounding of the other back end differ, so there is only this one.
-AutoImageProcessor.register(ImageVQConfig, image_processor_classes={"pil": ImageVQImageProcessor}, exist_ok=True)
+# Older transformers have no AutoImageProcessor without torchvision; VQTokenizer does not need it.
+with suppress(ImportError):
+    # Resampling and rounding of the other back end differ, so there is only this one.
+    AutoImageProcessor.register(ImageVQConfig, image_processor_classes={"pil": ImageVQImageProcessor}, exist_ok=True)
 
 # What a tokenizer's folder consists of, for downloads; of a pipeline's, what is needed to say that it is one.
 FILES = (

@@ -9,7 +9,6 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, GenerationConfig, PreTrainedConfig
-from transformers.configuration_utils import SubConfigSpec
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from vqtok.codes import CodeLayout
@@ -68,7 +67,10 @@ class CodePriorConfig(VQConfig):
     """
 
     model_type = "vqtok_prior"
-    sub_configs_defaults = {"backbone_config": SubConfigSpec(config_class=AutoConfig, model_type="llama")}  # noqa: RUF012
+    has_no_defaults_at_init = (
+        True  # there is no prior without a layout; older transformers build a default config otherwise
+    )
+    sub_configs = {"backbone_config": AutoConfig}  # noqa: RUF012 (the name and form transformers reads, 5.17 to 5.23)
 
     layout: dict[str, Any] = dataclasses.field(default_factory=dict)
     condition: str = "none"
