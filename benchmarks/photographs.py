@@ -129,7 +129,7 @@ def _page(args: BenchmarkArguments, tokenizer: VQTokenizer, rows: list[dict[str,
     return (
         f"# Photographs\n\n"
         f"`{training['config']}`, trained for {training['max_steps']} steps of {training['batch_size']} crops of "
-        f"{training['image_size']} pixels, on {len(rows)} photographs that were held out by name. Written by "
+        f"{training['image_size']} pixels; here on {len(rows)} photographs that it never saw, held out by name. Written by "
         f"`benchmarks/photographs.py` on {date.today().isoformat()} ({here}; protocol {PROTOCOL}).\n\n"
         f"JPEG and WebP have, picture by picture, the highest quality whose file is not larger than the codes at their nominal "
         f"rate. The codes are not entropy coded.\n\n{table}\n\n{shown}{words}```\n{tokenizer}\n```\n"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -253,6 +254,19 @@ def load_checked(from_pretrained: Callable[..., Any], source: Any, *args: Any, *
     if problems := {name: sorted(map(str, info[name]))[:5] for name in names if info[name]}:
         raise ValueError(f"{source}: the weights do not fit the config: {problems}")
     return (model, info) if wants_info else model
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Every module in eval mode inside the block. `model.train()` is not used to go back, because it forgets the fingerprint."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def _by_field(levels: Sequence[QuantizerOutput]) -> dict[str, tuple[Tensor, ...]]:

@@ -20,10 +20,10 @@ from torch import Tensor
 from vqtok.codes import CodeLayout, Codes
 from vqtok.fingerprint import check_fingerprint, fingerprint
 from vqtok.hub.folders import config_folder, fetch_folder, replace_files
-from vqtok.modeling import VQPreTrainedModel
+from vqtok.modeling import VQPreTrainedModel, evaluating
 
 from .batches import default_batch_size, group_by_shape
-from .rooms import FILES, ROOMS, bits_per_unit, evaluating, load_config, load_model, load_processor, quiet, room_of
+from .rooms import FILES, ROOMS, bits_per_unit, load_config, load_model, load_processor, quiet, room_of
 
 
 class VQTokenizer:

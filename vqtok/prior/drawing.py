@@ -6,16 +6,16 @@ Axis letters: B batch, A grid axes, T input tokens, P code positions, K entries 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Hashable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import DynamicCache
 
 from vqtok.codes import Codes
 from vqtok.fingerprint import check_fingerprint
+from vqtok.modeling import evaluating
 
 from .checks import at_least_one, check_codes, check_guidance, condition_rows, size_rows
 from .sampling import CodeScores, SamplingSettings, checked_seed, draw, guide, uniforms
@@ -199,18 +199,6 @@ class CodeDrawingMixin:
         sums = torch.stack([nats.flatten(1).sum(1) for nats in maps], 1)
         units = torch.tensor([math.prod(size) for size in sizes], device=self.device)
         return CodeScores(sums.sum(1), sums / counts, tuple(maps), sums.sum(1) / math.log(2) / units)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Run without dropout of any kind, and leave every module in the mode it was in."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def grouped(keys: Sequence[Hashable], batch_size: int) -> list[list[int]]:
