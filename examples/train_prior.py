@@ -30,7 +30,7 @@ from vqtok.files import write_json, write_text, write_with
 from vqtok.fingerprint import check_fingerprint
 from vqtok.hub.card import pipeline_card
 from vqtok.image.data import load_images, skipped_summary
-from vqtok.prior.conditions import COLUMNS, Conditions
+from vqtok.prior.conditions import COLUMNS, Conditions, check_values
 from vqtok.prior.data import MANIFEST, CodeDataset, prior_collate
 from vqtok.training import PriorStep, StepSampler, TrainingArguments, fit, parse_arguments, read_recipe, step_loader
 from vqtok.training.setup import finish, make_accelerator, run_script, save_training
@@ -74,8 +74,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     accelerator = make_accelerator(args)
     torch.manual_seed(args.seed)
     vq_tokenizer = VQTokenizer.from_pretrained(script.tokenizer, device=accelerator.device)
-    codes, train, held_out = _codes(accelerator, vq_tokenizer, script, args)
-    conditions = _conditions(recipe.get("condition", "none"), codes, train, script)
+    kind = recipe.get("condition", "none")
+    codes, train, held_out = _codes(accelerator, vq_tokenizer, kind, script, args)
+    conditions = _conditions(kind, codes, train, script)
     test = _known(accelerator, held_out, conditions, script.eval_samples)
     model = _model(accelerator, recipe, codes, conditions, script)
     parameters = sum(p.numel() for p in model.parameters())
@@ -123,7 +124,7 @@ def _read(config: str, file: str) -> dict[str, Any]:
 
 
 def _codes(
-    accelerator: Accelerator, vq_tokenizer: VQTokenizer, script: PriorArguments, args: TrainingArguments
+    accelerator: Accelerator, vq_tokenizer: VQTokenizer, kind: str, script: PriorArguments, args: TrainingArguments
 ) -> tuple[CodeDataset, list[int], Subset]:
     """The code cache, the numbers of its samples that are trained on, and the held-out samples."""
     folder = Path(script.codes or Path(args.output_dir) / "codes")
@@ -131,6 +132,8 @@ def _codes(
     asked = {"dataset": script.dataset, "num_samples": script.num_samples, **columns}
     if accelerator.is_main_process and not script.codes and not (folder / MANIFEST).exists():
         images = load_images(script.dataset, num_samples=script.num_samples, **_given(columns))
+        if column := COLUMNS.get(kind):
+            check_values(kind, [images[0].get(column)])
         encode_dataset(vq_tokenizer, images, folder, facts={"asked": {**asked, "dataset": Path(script.dataset).name}})
         if summary := skipped_summary(images):
             print(summary, file=sys.stderr)

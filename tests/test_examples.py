@@ -140,6 +140,16 @@ def test_a_class_conditional_prior_from_folders_of_classes(made, tmp_path):
         train_prior.main([*flags, *TINY_PRIOR, *QUICK, "--output_dir", str(tmp_path / "out")])
 
 
+def test_missing_captions_are_said_before_anything_is_encoded(made, tmp_path):
+    (tmp_path / "plain").mkdir()
+    for i in range(30):
+        Image.effect_noise((32, 32), 40).convert("RGB").save(tmp_path / "plain" / f"{i}.png")
+    flags = ["--config", "prior/digits", "--tokenizer", str(made / "tokenizer"), "--dataset", str(tmp_path / "plain")]
+    with pytest.raises(ValueError, match="needs a text for every sample.*--caption_column"):
+        train_prior.main([*flags, *TINY_PRIOR, *QUICK, "--output_dir", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
 def test_pictures_too_large_for_the_backbone_are_refused_before_training(made, tmp_path):
     (tmp_path / "large").mkdir()
     for i in range(60):

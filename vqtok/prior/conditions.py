@@ -12,6 +12,21 @@ from .text import encode_prompts, seen_token_ids, train_text_tokenizer
 COLUMNS = {"text": "text", "class": "label", "none": None}
 
 
+def check_values(kind: str, values: Sequence[Any]) -> None:
+    """Refuse captions or labels of which some are missing; of a data set that is long to encode, do it before.
+
+    Raises:
+        ValueError: how many are missing, and how to name the column.
+    """
+    missing = sum(value is None for value in values)
+    if missing or not values:
+        flag = {"text": "--caption_column", "class": "--label_column"}[kind]
+        raise ValueError(
+            f"this prior needs a {COLUMNS[kind]} for every sample, {missing or 'all'} of {len(values)} samples lack it: name the "
+            f"column with {flag}, or use a recipe with another condition"
+        )
+
+
 class Conditions:
     """What a prior of one kind needs to know of its training samples.
 
@@ -46,13 +61,7 @@ class Conditions:
         self.text_tokenizer, self.seen, self.text_size, self.max_text_length = None, None, 0, 1
         self._known: dict[str, list[int]] = {}
         if kind != "none":
-            missing = sum(value is None for value in values)
-            if missing or not values:
-                flag = {"text": "--caption_column", "class": "--label_column"}[kind]
-                raise ValueError(
-                    f"this prior needs a {self.column} for every sample, {missing or 'all'} of {len(values)} samples lack it: name "
-                    f"the column with {flag} when encoding, or use a recipe with another condition"
-                )
+            check_values(kind, values)
         if kind == "class":
             self.text_size = max(values) + 1
         elif kind == "text":
