@@ -150,6 +150,15 @@ def test_missing_captions_are_said_before_anything_is_encoded(made, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_picture_smaller_than_the_stride_is_named(made, tmp_path):
+    (tmp_path / "mixed").mkdir()
+    for i in range(300):  # more than one batch
+        Image.new("RGB", (4, 9) if i == 290 else (9, 9)).save(tmp_path / "mixed" / f"{i:03}.png")
+    flags = ["--tokenizer", str(made / "tokenizer"), "--dataset", str(tmp_path / "mixed"), "--split", "all"]
+    with pytest.raises(ValueError, match="290.png: .*4x9 pixels, a side smaller than the stride of 8"):
+        encode_dataset.main([*flags, "--output_dir", str(tmp_path / "codes")])
+
+
 def test_pictures_too_large_for_the_backbone_are_refused_before_training(made, tmp_path):
     (tmp_path / "large").mkdir()
     for i in range(60):

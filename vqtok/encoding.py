@@ -49,4 +49,18 @@ def _batches(tokenizer: VQTokenizer, dataset: Any, batch_size: int) -> Iterator[
     for start in tqdm(range(0, len(dataset), batch_size), desc="encoding", unit="batch", disable=None):
         items = [dataset[i] for i in range(start, min(start + batch_size, len(dataset)))]
         extras = [{name: item[name] for name in ("text", "label") if name in item} for item in items]
-        yield tokenizer.encode([item["image"] for item in items], batch_size=batch_size), extras
+        try:
+            codes = tokenizer.encode([item["image"] for item in items], batch_size=batch_size)
+        except ValueError as error:
+            raise ValueError(_with_name(tokenizer, dataset, start, items, error)) from error
+        yield codes, extras
+
+
+def _with_name(tokenizer: VQTokenizer, dataset: Any, start: int, items: list[dict[str, Any]], error: ValueError) -> str:
+    """The error of the first sample of a batch that cannot be prepared, with the name the data set has for it."""
+    for index, item in enumerate(items, start):
+        try:
+            tokenizer.processor.prepare(item["image"])
+        except ValueError as own:
+            return f"{dataset.name(index) if hasattr(dataset, 'name') else f'sample {index}'}: {own}"
+    return str(error)
