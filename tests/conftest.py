@@ -73,3 +73,21 @@ def fixed_seeds():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """The folder of a tiny image tokenizer."""
+    from tests.tiny import make_tokenizer  # not above: it loads vqtok, which tests of imports want to do themselves
+
+    folder = tmp_path_factory.mktemp("saved")
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def copied(saved, tmp_path):
+    """The same folder, to spoil."""
+    for path in saved.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    return tmp_path

@@ -20,21 +20,6 @@ def shared():
     return make_tokenizer()
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("saved")
-    make_tokenizer().save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def copied(saved, tmp_path):
-    """A folder to spoil."""
-    for path in saved.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    return tmp_path
-
-
 # -- encode and decode
 
 

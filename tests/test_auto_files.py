@@ -20,21 +20,6 @@ from vqtok.prior import CodePriorConfig, CodePriorModel
 SIZES = [(30, 21), (16, 16), (9, 40), (31, 20), (8, 8), (17, 33), (16, 16), (32, 24)]
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("saved")
-    make_tokenizer().save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def copied(saved, tmp_path):
-    """A folder to spoil."""
-    for path in saved.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    return tmp_path
-
-
 # -- files
 
 

@@ -35,3 +35,13 @@ def test_the_public_names_work_without_any_optional_package():
         python(f"{block}; from vqtok import *; import vqtok.image.data, vqtok.training; from PIL import Image; {use}")
         == "(20, 12)"
     )
+
+
+def test_a_broken_torchaudio_leaves_the_package_importable_and_is_named_where_it_hurts(tmp_path):
+    """As of another build than torch: transformers itself then fails to import its models."""
+    (tmp_path / "torchaudio").mkdir()
+    (tmp_path / "torchaudio" / "__init__.py").write_text('raise OSError("undefined symbol")')
+    alone = "import torch; from vqtok.quantizers import VectorQuantizer; VectorQuantizer(4, 8)(torch.randn(1, 2, 4))"
+    named = "import vqtok\ntry:\n    vqtok.VQTokenizer\nexcept ImportError as error:\n    print(error)"
+    said = python(f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {alone}\n{named}")
+    assert "undefined symbol" in said and "install torch and torchaudio of one version together" in said

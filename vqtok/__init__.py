@@ -7,6 +7,7 @@ models with transformers' Auto classes (`import vqtok.auto` does the same).
 from __future__ import annotations
 
 import importlib
+import traceback
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
@@ -51,8 +52,16 @@ if TYPE_CHECKING:
 def __getattr__(name: str):  # type: ignore[no-untyped-def]
     if name not in _HOME:
         raise AttributeError(f"module 'vqtok' has no attribute {name!r}")
-    importlib.import_module(_HOME["VQTokenizer"])  # registers the Auto classes
-    return getattr(importlib.import_module(_HOME[name]), name)
+    try:
+        importlib.import_module(_HOME["VQTokenizer"])  # registers the Auto classes
+        return getattr(importlib.import_module(_HOME[name]), name)
+    except (OSError, RuntimeError, ImportError) as error:
+        if "torchaudio" in "".join(traceback.format_exception(error)):
+            raise ImportError(
+                f"vqtok.{name} needs transformers, which cannot be imported with this torchaudio ({error}): install torch and "
+                "torchaudio of one version together, or uninstall torchaudio"
+            ) from error
+        raise
 
 
 def __dir__() -> list[str]:

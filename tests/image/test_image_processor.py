@@ -121,6 +121,10 @@ def test_preprocess_makes_batches(processor):
         processor(noise(8, 8), return_tensors="tf")
 
 
+@pytest.mark.skipif(
+    getattr(AutoImageProcessor, "_backends", None) == ["torchvision"],
+    reason="older transformers put a placeholder that wants torchvision in the place of AutoImageProcessor",
+)
 def test_auto_gives_it_back(tmp_path):
     ImageVQImageProcessor(stride=16, num_channels=1, max_pixels=12345).save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "preprocessor_config.json").read_text())
@@ -130,10 +134,7 @@ def test_auto_gives_it_back(tmp_path):
         "num_channels": 1,
         "max_pixels": 12345,
     }
-    try:
-        again = AutoImageProcessor.from_pretrained(tmp_path)
-    except ImportError:
-        pytest.skip("this version of transformers has no AutoImageProcessor without torchvision")
+    again = AutoImageProcessor.from_pretrained(tmp_path)
     assert type(again) is ImageVQImageProcessor
     assert (again.stride, again.num_channels, again.max_pixels) == (16, 1, 12345)
 
