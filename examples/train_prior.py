@@ -33,7 +33,7 @@ from vqtok.image.data import load_images, skipped_summary
 from vqtok.prior.conditions import COLUMNS, Conditions, check_values
 from vqtok.prior.data import MANIFEST, CodeDataset, prior_collate
 from vqtok.training import PriorStep, StepSampler, TrainingArguments, fit, parse_arguments, read_recipe, step_loader
-from vqtok.training.setup import finish, make_accelerator, run_script, save_training
+from vqtok.training.setup import finish, make_accelerator, model_fields, run_script, save_training
 from vqtok.training.steps import to_device
 
 
@@ -99,7 +99,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         return _score(model, test, conditions)
 
     step = PriorStep(accelerator, model, args)
-    same_run = {**asdict(script), "model": model.config.to_diff_dict(), "num_train": len(train)}
+    same_run = {
+        **asdict(script),
+        "model": model_fields(model.config),
+        "code_space": codes.fingerprint,
+        "num_train": len(train),
+    }
     history = fit(accelerator, step, loader, args, evaluate=evaluate, extra_arguments=same_run)
     metrics: dict[str, Any] = {}
     if accelerator.is_main_process:

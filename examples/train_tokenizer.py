@@ -36,7 +36,7 @@ from vqtok.training import (
     read_recipe,
     step_loader,
 )
-from vqtok.training.setup import finish, make_accelerator, run_script, save_training
+from vqtok.training.setup import finish, make_accelerator, model_fields, run_script, save_training
 
 
 @dataclass
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         )  # fmt: skip
         return step_loader(crops, partial(_pixels, tokenizer.processor), sampler, args.num_workers)
 
-    # Whole pictures for the digits; of photographs the middle, so that a step's evaluation stays quick.
+    # Whole pictures, or with --image_size one crop of each, so that an evaluation between steps stays quick.
     held_out = _evaluation_batch(tokenizer, test, script.image_size)
 
     def evaluate(step: int) -> dict[str, float]:
@@ -102,8 +102,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         return {"loss": float(mse.mean()), "psnr_db": float((-10 * mse.log10()).mean())}
 
     step = TokenizerStep(accelerator, tokenizer.model, args)
-    model_fields = {k: v for k, v in tokenizer.model.config.to_diff_dict().items() if k != "fingerprint"}
-    same_run = {**asdict(script), "model": model_fields, "num_train": len(train)}
+    same_run = {**asdict(script), "model": model_fields(tokenizer.model.config), "num_train": len(train)}
     history = fit(accelerator, step, loader, args, evaluate=evaluate, extra_arguments=same_run)
     metrics: dict[str, Any] = {}
     if accelerator.is_main_process:

@@ -98,6 +98,14 @@ def test_the_pipeline_draws_the_same_pictures_again(made):
     assert pictures[0][0].size == (32, 32)
 
 
+def test_a_finished_prior_started_again_changes_nothing(made):
+    before = load_file(made / "pipeline" / "model.safetensors")
+    prior = ["--config", "prior/digits", "--tokenizer", str(made / "tokenizer"), "--codes", str(made / "codes")]
+    train_prior.main([*prior, *TINY_PRIOR, *QUICK, "--output_dir", str(made / "pipeline")])
+    after = load_file(made / "pipeline" / "model.safetensors")
+    assert all(bool((before[name] == after[name]).all()) for name in before)
+
+
 def test_generate_writes_pictures(made, tmp_path):
     words = ["--pipeline", str(made / "pipeline"), "--prompts", "a red three top left", "a blue seven bottom right"]
     written = generate.main([*words, "--num_samples", "2", "--output_dir", str(tmp_path / "out")])
@@ -234,20 +242,16 @@ def test_bad_flags_are_one_sentence_and_write_nothing(flags, words, tmp_path):
 
 
 @pytest.mark.slow
-def test_kill_minus_nine_and_the_same_command_again_ends_with_equal_weights(tmp_path):
+@pytest.mark.parametrize("script", ["train_tokenizer", "train_prior"])
+def test_kill_minus_nine_and_the_same_command_again_ends_with_equal_weights(script, made, tmp_path):
     """In real processes: one that is never stopped, and one killed while it trains."""
+    prior = ["--config", "prior/digits", "--tokenizer", str(made / "tokenizer"), "--codes", str(made / "codes")]
+    flags = {"train_tokenizer": TINY_TOKENIZER, "train_prior": [*prior, *TINY_PRIOR]}[script]
 
     def command(folder):
         steps = ["--max_steps", "40", "--save_every", "5"]
-        return [
-            sys.executable,
-            str(ROOT / "examples/train_tokenizer.py"),
-            *TINY_TOKENIZER,
-            *QUICK,
-            *steps,
-            "--output_dir",
-            str(folder),
-        ]
+        start = [sys.executable, str(ROOT / f"examples/{script}.py"), *flags]
+        return [*start, *QUICK, *steps, "--output_dir", str(folder)]
 
     subprocess.run(command(tmp_path / "whole"), check=True, capture_output=True)
     process = subprocess.Popen(command(tmp_path / "cut"), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)

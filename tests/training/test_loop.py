@@ -130,6 +130,13 @@ def test_changed_arguments_are_named_and_refused(tmp_path):
     run(tmp_path, max_steps=2, log_every=1, extra={"dataset": "a"})  # changes no number
 
 
+def test_arguments_that_json_writes_otherwise_are_the_same_run(tmp_path):
+    extra = {"model": {"id2label": {0: "a"}, "strides": (4, 2)}}
+    first, _ = run(tmp_path, max_steps=2, extra=extra)
+    again, _ = run(tmp_path, max_steps=2, extra=extra)
+    assert_equal(first, again)
+
+
 def test_only_the_newest_checkpoints_stay_and_half_written_ones_do_not_count(tmp_path):
     run(tmp_path, max_steps=6, save_every=1, keep_checkpoints=2)
     folder = tmp_path / "checkpoints"

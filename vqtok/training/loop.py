@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import math
 import signal
 import sys
@@ -51,7 +52,7 @@ def fit(
         loader: `loader(start)` gives the micro-batches from step `start` on, `args.gradient_accumulation_steps` for each step.
         evaluate: `evaluate(step)` returns metrics of the published weights; the key "loss" (smaller is better) decides at the
             end whether the averaged or the raw weights are kept in the model. Called on the main process only.
-        extra_arguments: more that must not change between two calls of the same run (data set, config).
+        extra_arguments: more that must not change between two calls of the same run (data set, config); JSON-able.
 
     Returns:
         The model is left in eval mode. The history: one dict of floats per log line or evaluation, with the key "step".
@@ -64,6 +65,8 @@ def fit(
     """
     folder = Path(args.output_dir) / "checkpoints"
     arguments = {**dataclasses.asdict(args), **(extra_arguments or {}), "num_processes": accelerator.num_processes}
+    # As a file gives them back (whole-number keys become words, tuples lists), so that equal arguments compare equal.
+    arguments = json.loads(json.dumps(arguments))
     state = load_checkpoint(accelerator, folder, arguments, step.average)
     start, history = (state["step"], state["history"]) if state else (0, [])
 

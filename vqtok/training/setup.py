@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from huggingface_hub.errors import StrictDataclassError
+from transformers import PreTrainedConfig
 
 from vqtok.files import write_json
 
@@ -52,6 +53,11 @@ def best_device() -> torch.device:
     """The accelerator of this machine, or the CPU."""
     # A build for CUDA names it as its accelerator on machines without one too.
     return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+
+
+def model_fields(config: PreTrainedConfig) -> dict[str, Any]:
+    """What of a config a run must not change between two calls: not the fingerprint of its result, not a version."""
+    return {k: v for k, v in config.to_diff_dict().items() if k not in ("fingerprint", "transformers_version")}
 
 
 def save_training(folder: str | Path, arguments: dict[str, Any], history: list[dict[str, float]]) -> None:
