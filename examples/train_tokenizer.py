@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             _save_sheet(rows, Path(args.output_dir) / "samples" / f"step-{step}.png")
         return {"loss": float(mse.mean()), "psnr_db": float((-10 * mse.log10()).mean())}
 
-    step = TokenizerStep(accelerator, tokenizer.model, args)
+    step = TokenizerStep(accelerator, tokenizer.model, args, epoch_size=len(train))
     same_run = {**asdict(script), "model": model_fields(tokenizer.model.config), "num_train": len(train)}
     history = fit(accelerator, step, loader, args, evaluate=evaluate, extra_arguments=same_run)
     metrics: dict[str, Any] = {}

@@ -4,6 +4,7 @@ class TestImageVQ(TokenizerTests):
     model_class = ImageVQModel
     config_fields = {"num_channels", ...}
     sizes = [(16, 16), (24, 40)]
+    quantizer_terms = {"commitment_loss": 0.25}
 
     def make_config(self, **changes): return ImageVQConfig(**{**TINY, **changes})
     def make_media(self, batch, size, seed=0): return torch.randn(batch, 3, *size)
@@ -20,12 +21,21 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests import reference
+from tests.quantizing import check_differences, in_turn, level_quantizers, rows, searched
 from vqtok.codes import Codes
 from vqtok.configuration import VQConfig
 from vqtok.modeling import VQPreTrainedModel
+from vqtok.quantizers import (
+    Codebook,
+    GumbelQuantizer,
+    HierarchicalQuantizer,
+    ProductQuantizer,
+    VectorQuantizer,
+    full_precision,
+)
 
 PREPROCESSING = {"rescale": 1 / 255}
+BOOKKEEPING = (".counts", ".updates", ".initialised")  # of the quantizer: what decides no codes
 
 
 def state(model: torch.nn.Module) -> dict[str, Tensor]:
@@ -44,12 +54,35 @@ def same(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
     return len(first) == len(second) and all(a.equal(b) for a, b in zip(first, second, strict=True))
 
 
+def deciding(tensors: dict[str, Tensor]) -> list[str]:
+    """Names of the quantizer's tensors that decide codes or what they mean; there may be none."""
+    return [name for name in tensors if name.startswith("quantizer.") and not name.endswith(BOOKKEEPING)]
+
+
+@torch.no_grad()
+def proposals(model: VQPreTrainedModel, media: Tensor) -> dict[int, Tensor]:
+    """What the encoder gives to the quantizer, by the level that it is asked for: all of them, or level 0 for all."""
+    given = {}
+
+    def propose(level: int, quantized: Sequence[Tensor]) -> Tensor:
+        given[level] = model.propose(features, level, quantized)
+        return given[level]
+
+    with full_precision(media.device.type):
+        features = model.extract(model.check_media(media))
+        model.quantizer.encode(propose)
+    return given
+
+
 class TokenizerTests:
     """Modality-blind: a size is what `CodeLayout.grids` takes, media are a float tensor `(B, ...)`."""
 
     model_class: type[VQPreTrainedModel]
     config_fields: set[str]  # every field of the config beyond those of VQConfig: a change of the format is a decision
     sizes: Sequence[Sequence[int]]  # of padded media; a square or short one first, then odd grids and unequal sides
+    # Terms of the loss with their weights: the room's, and those that the quantizer documents for training.
+    media_terms: dict[str, float] = {"reconstruction_loss": 1.0}
+    quantizer_terms: dict[str, float]
 
     def make_config(self, **changes) -> VQConfig:
         raise NotImplementedError
@@ -65,6 +98,30 @@ class TokenizerTests:
         codes = model.encode(self.make_media(2, self.sizes[0])).codes
         assert all(level.unique().numel() > 2 for level in codes), "codes are all alike: the tests would show nothing"
         return model
+
+    def test_codebooks_start_at_the_means_of_what_they_see(self):
+        """The latents, or what the codebooks before left of them; one that is shared is another matter."""
+        model, media = self.make_model(), self.make_media(8, self.sizes[0], seed=60)
+        model.init_codebooks([media])
+        levels = level_quantizers(model.quantizer)
+        turns = [searched(*each) for each in zip(levels, model.encode(media).latents, strict=True)]
+        leaves = [leaf for turn in turns for leaf, _ in turn]
+        for leaf, z in (pair for turn in turns for pair in turn):
+            if leaves.count(leaf) == 1 and isinstance(leaf, VectorQuantizer | GumbelQuantizer):
+                own = isinstance(leaf, VectorQuantizer)
+                found, metric = (leaf.codebook.table, leaf.config.metric) if own else (leaf.embedding, "euclidean")
+                expected = Codebook(*found.shape, "gradient", metric)
+                expected.initialise(z)
+                assert found.equal(expected.table)
+
+    def test_codebooks_start_from_media_of_any_sizes(self):
+        model = self.make_model()
+        before = state(model)
+        model.init_codebooks([self.make_media(4, size, seed=50) for size in self.sizes])
+        changed = {name for name, value in state(model).items() if not value.equal(before[name])}
+        assert all(name.startswith("quantizer.") for name in changed)
+        assert all(codebook.initialised for codebook in model.quantizer.codebooks)
+        assert all(level.unique().numel() > 2 for level in model.encode(self.make_media(2, self.sizes[0])).codes)
 
     # -- configuration, saving, loading
 
@@ -98,7 +155,9 @@ class TokenizerTests:
         model = self.make_model()
         model.save_pretrained(tmp_path)
         weights = load_file(tmp_path / "model.safetensors")
-        name = next(name for name in weights if ("codebook.embedding" if "table" in how else "encoder.") in name)
+        tables = deciding(weights)
+        assert sorted(tables) == sorted(deciding(model.state_dict())), "a table is not saved"
+        name = next((name for name in tables if "table" in how), next(name for name in weights if "encoder." in name))
         value = weights.pop(name)
         if how == "mismatched":
             weights[name] = torch.zeros(*value.shape, 2)
@@ -142,11 +201,24 @@ class TokenizerTests:
             assert same(out.quantized, model.embed_codes(encoded.codes)) and same(out.quantized, encoded.quantized)
 
     def test_quantized_is_the_table_row_itself(self):
+        """Read off the stored numbers: the row bit for bit where it is stored, to rounding where it is computed from them."""
         model = self.make_model()
         out = model(self.make_media(2, self.sizes[0]))
-        for level, codes, rows in zip(model.quantizer.levels, out.codes, out.quantized, strict=True):
-            if codes.shape[1] == 1 and isinstance(level.project_out, torch.nn.Identity):
-                assert rows.equal(level.codebook.embedding[codes[:, 0]])
+        levels = zip(level_quantizers(model.quantizer), out.latents, out.codes, strict=True)
+        for index, (quantizer, latents, codes) in enumerate(levels):
+            parts = []
+            for each, (leaf, z) in zip(codes.split(1, 1), in_turn(quantizer, latents), strict=True):
+                encoded = leaf.encode(z)
+                assert encoded.codes.equal(each)
+                exact, table = rows(leaf)
+                if exact:
+                    assert encoded.quantized.equal(table[each[:, 0]])
+                torch.testing.assert_close(encoded.quantized, table[each[:, 0]].float(), rtol=1e-5, atol=1e-6)
+                parts.append(encoded.quantized)
+            whole = torch.cat(parts, -1) if isinstance(quantizer, ProductQuantizer) else sum(parts[1:], parts[0])
+            assert whole.equal(quantizer.embed_codes(codes))
+            if isinstance(model.quantizer, HierarchicalQuantizer):  # of one grid they are brought to the full one
+                assert whole.equal(out.quantized[index])
 
     def test_codes_have_the_layout(self):
         model = self.make_model()
@@ -169,6 +241,22 @@ class TokenizerTests:
             made = [model.decode(codes[:n]).reconstruction for n in range(1, len(codes) + 1)]
             assert all(each.shape == media.shape and each.isfinite().all() for each in made)
             assert not any(a.equal(b) for a, b in zip(made, made[1:], strict=False)), "a level does not matter"
+
+    def test_every_prefix_of_codebooks_decodes_where_they_refine_each_other(self):
+        """Residual codebooks do; those side by side are all needed, and fewer are refused."""
+        model = self.make_model()
+        media = self.make_media(2, self.sizes[-1])
+        codes = model.encode(media).codes
+        for index, (quantizer, level) in enumerate(zip(level_quantizers(model.quantizer), codes, strict=True)):
+            cut = [(*codes[:index], level[:, :depth], *codes[index + 1 :]) for depth in range(1, level.shape[1] + 1)]
+            if isinstance(quantizer, ProductQuantizer):
+                for fewer in cut[:-1]:
+                    with pytest.raises(ValueError, match=rf"codes must be int64 \(B, {level.shape[1]}, \*grid\)"):
+                        model.decode(fewer)
+                continue
+            made = [model.decode(each).reconstruction for each in cut]
+            assert all(each.shape == media.shape and each.isfinite().all() for each in made)
+            assert not any(a.equal(b) for a, b in zip(made, made[1:], strict=False)), "a codebook does not matter"
 
     @pytest.mark.parametrize("how", ["high", "negative", "dtype", "depth", "axes", "grid", "batch", "empty"])
     def test_codes_of_a_wrong_kind_are_refused_before_any_lookup(self, how):
@@ -203,27 +291,39 @@ class TokenizerTests:
 
     def test_a_batch_has_the_codes_of_its_samples(self):
         model = self.make_model()
+        quantizers = level_quantizers(model.quantizer)
         compared = 0
         for size in self.sizes:
             media = torch.cat([self.make_media(1, size, seed) for seed in range(2)])
             together = model.encode(media)
             for i in range(2):
                 alone = model.encode(media[i : i + 1])
-                for level, module in enumerate(model.quantizer.levels):
-                    z, alone_z = together.latents[level][i : i + 1], alone.latents[level]
-                    tolerance = 1e-5 * float(alone_z.std())
-                    assert (z - alone_z).abs().max() <= tolerance
+                for level, quantizer in enumerate(quantizers):
+                    z, alone_z = together.latents[level], alone.latents[level]
+                    assert (z[i : i + 1] - alone_z).abs().max() <= 1e-5 * float(alone_z.std())
                     compared += 1
-                    different = (together.codes[level][i : i + 1] != alone.codes[level]).nonzero()
-                    for b, q, *position in different.tolist():
-                        pair = [
-                            encoded.codes[level][(row, q, *position)] for encoded, row in ((together, i), (alone, b))
-                        ]
-                        rows = [module.codebook(code) for code in pair]
-                        assert reference.is_near_tie(alone_z[(b, *position)], *rows, tolerance)
-                    if len(different):
+                    seen = [[(leaf, x[i : i + 1]) for leaf, x in searched(quantizer, z)], searched(quantizer, alone_z)]
+                    (_, p), (_, alone_p) = seen[0][0], seen[1][0]
+                    assert (p - alone_p).abs().max() <= 1e-5 * float(alone_p.std()), "what is compared, too"
+                    codes = [together.codes[level][i : i + 1], alone.codes[level]]
+                    if check_differences(quantizer, *seen, *codes):
                         break  # the finer levels saw another condition
         assert compared >= 2 * len(self.sizes)
+
+    @pytest.mark.parametrize("share", [1e-4, 0.03])
+    def test_a_small_change_of_latents_changes_codes_only_at_near_ties(self, share):
+        """So that the test above is not empty: these latents are moved by a share of their spread, and codes do change."""
+        model = self.make_model()
+        changed = []
+        encoded = [model.encode(self.make_media(4, size)) for size in self.sizes]
+        for level, quantizer in enumerate(level_quantizers(model.quantizer)):
+            total = 0
+            for z in (each.latents[level] for each in encoded):
+                moved = z + share * z.std() * torch.randn_like(z)
+                codes = [quantizer.encode(each).codes for each in (z, moved)]
+                total += check_differences(quantizer, searched(quantizer, z), searched(quantizer, moved), *codes)
+            changed.append(total)
+        assert share < 0.01 or all(changed), "no code changed: the test shows nothing"
 
     def test_eval_is_deterministic_and_draws_no_random_numbers(self):
         model, media = self.make_model(), self.make_media(2, self.sizes[-1])
@@ -237,10 +337,13 @@ class TokenizerTests:
 
     @pytest.mark.parametrize("training", [False, True])
     def test_the_loss_is_one_finite_number(self, training):
+        """The sum of its terms with their weights: those of the room, and while training those that the quantizer documents."""
         out = self.make_model().train(training)(self.make_media(2, self.sizes[0]))
         for loss in (out.loss, *out.losses.values()):
             assert loss.ndim == 0 and loss.dtype == torch.float32 and loss.isfinite()
-        assert ("commitment_loss" in out.losses) == training
+        weights = {**self.media_terms, **(self.quantizer_terms if training else {})}
+        assert out.losses.keys() == weights.keys()
+        torch.testing.assert_close(out.loss, sum(weight * out.losses[name] for name, weight in weights.items()))
         assert out.losses["reconstruction_loss"] > 0
 
     def test_encode_never_changes_state(self):
@@ -266,11 +369,14 @@ class TokenizerTests:
             before = state(model)
 
     def test_nothing_updates_in_eval(self):
+        """An update after nothing but evaluation may count itself and let averages of use decay: no table moves."""
         model, media = self.make_model(), self.make_media(2, self.sizes[0])
-        tables = [codebook.embedding.detach().clone() for codebook in model.quantizer.codebooks]
+        before = state(model)
         model(media)
+        assert same_state(state(model), before)
         model.update_codebooks()
-        assert same([codebook.embedding for codebook in model.quantizer.codebooks], tables)
+        changed = {name for name, value in state(model).items() if not value.equal(before[name])}
+        assert all(name.startswith("quantizer.") and name.endswith((".counts", ".updates")) for name in changed)
 
     def test_gradients_reach_everything_that_trains(self):
         """Every parameter, in every pass: distributed training waits for each of them."""
@@ -283,27 +389,30 @@ class TokenizerTests:
                 value.grad.abs().sum() for name, value in names.items() if name.startswith(part) and value.requires_grad
             ]
             assert all(gradient.isfinite() for gradient in gradients) and sum(gradients) > 0
-        tables = [name for name in names if name.endswith("codebook.embedding")]
-        by_gradient = any(codebook.update_rule == "gradient" for codebook in model.quantizer.codebooks)
-        assert bool(tables) == by_gradient, "an EMA table is a buffer, whatever the optimizer"
-        assert all(names[name].grad.abs().sum() > 0 for name in tables)
+        for codebook in model.quantizer.codebooks:
+            learned = isinstance(codebook.embedding, torch.nn.Parameter)
+            assert learned == (codebook.update_rule == "gradient"), "an EMA table is a buffer, whatever the optimizer"
+        for name in (name for name in names if name.startswith("quantizer.")):
+            assert names[name].requires_grad and names[name].grad.isfinite().all(), name
+            assert names[name].grad.abs().sum() > 0, name
 
     # -- precision
 
     def test_autocast_does_not_choose_the_codes(self):
         model, media = self.make_model(), self.make_media(4, self.sizes[-1])
-        encoded = model.encode(media)
+        encoded, given = model.encode(media), proposals(model, media)
         with torch.autocast("cpu", torch.bfloat16):
             assert same(model.encode(media).codes, encoded.codes)
-            levels = model.quantizer.encode(lambda level, quantized: encoded.latents[level])
+            levels = model.quantizer.encode(lambda level, quantized: given[level])
             assert same([out.codes for out in levels], encoded.codes)
+            assert same([out.quantized for out in levels], encoded.quantized)
             assert model.train()(media).loss.isfinite()
 
     @pytest.mark.parametrize("how", ["from_pretrained", "to", "half"])
-    def test_codebooks_stay_fp32(self, tmp_path, how):
-        """After use, through every way of changing the dtype, and through saving what has become of it."""
+    def test_the_quantizer_stays_fp32(self, tmp_path, how):
+        """All of it, projections too: after use, through every way of changing the dtype, and through saving what came of it."""
         model, media = self.make_model(), self.make_media(2, self.sizes[-1])
-        encoded, quantizer = model.encode(media), state(model.quantizer)
+        encoded, given, quantizer = model.encode(media), proposals(model, media), state(model.quantizer)
         if how == "from_pretrained":
             model.save_pretrained(tmp_path)
             model = self.model_class.from_pretrained(tmp_path, dtype=torch.bfloat16)
@@ -311,8 +420,9 @@ class TokenizerTests:
             model = model.half() if how == "half" else model.to(torch.bfloat16)
         assert model.dtype in (torch.bfloat16, torch.float16)
         assert same_state(state(model.quantizer), quantizer)
-        levels = model.quantizer.encode(lambda level, quantized: encoded.latents[level])
+        levels = model.quantizer.encode(lambda level, quantized: given[level])
         assert same([out.codes for out in levels], encoded.codes)
+        assert same([out.quantized for out in levels], encoded.quantized)
         out = model(media)
         assert out.reconstruction.isfinite().all() and out.loss.dtype == torch.float32
         model.save_pretrained(tmp_path / "again")
@@ -338,22 +448,24 @@ class TokenizerTests:
         assert back.code_fingerprint(PREPROCESSING) == expected
         assert back.code_fingerprint({"rescale": 1.0}) != expected
         with torch.no_grad():
-            for codebook in back.quantizer.codebooks:
-                codebook.counts += 1
-                codebook.updates += 1
-            for parameter in back.decoder.parameters():
-                parameter += 1
+            tensors = back.state_dict()
+            for name, value in tensors.items():
+                if name.startswith("decoder.") or name.endswith(BOOKKEEPING):
+                    value.logical_not_() if value.dtype == torch.bool else value.add_(1)
             assert back.code_fingerprint(PREPROCESSING) == expected, "bookkeeping and the decoder decide no codes"
-            for part in (back.encoder.parameters(), (codebook.embedding for codebook in back.quantizer.codebooks)):
-                next(iter(part)).view(-1)[0] += 1
-                assert (changed := back.code_fingerprint(PREPROCESSING)) != expected
+            for name in (next(name for name in tensors if name.startswith("encoder.")), *deciding(tensors)):
+                tensors[name].view(-1)[0] += 1
+                assert (changed := back.code_fingerprint(PREPROCESSING)) != expected, name
                 expected = changed
 
     def test_training_forgets_the_fingerprint(self):
         model = self.make_model()
         model.config.fingerprint = "f"
         assert model.eval().config.fingerprint == "f"
-        model.encoder.requires_grad_(False)  # tables that move are enough
+        model.encoder.requires_grad_(False)  # tables that move are enough; without any, codes stay what they are
+        can_move = bool(deciding(model.state_dict()))
+        assert model.train().config.fingerprint == (None if can_move else "f")
+        model.encoder.requires_grad_(True)
         assert model.train().config.fingerprint is None
         model.config.fingerprint = "f"
         model.init_codebooks([self.make_media(8, self.sizes[0])])

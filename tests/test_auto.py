@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import vqtok.auto.batches
-from tests.tiny import assert_same_codes, make_tokenizer, picture
+from tests.tiny import assert_same_codes, make_tokenizer, picture, vectors
 from vqtok.auto import VQTokenizer
 from vqtok.codes import Codes
 from vqtok.image.image_processing_image_vq import ImageVQImageProcessor
@@ -123,7 +123,7 @@ def test_bad_items_say_their_place(shared, tmp_path):
 
 @pytest.mark.parametrize("update", ["ema", "gradient"])
 def test_encode_in_train_mode_changes_nothing(update):
-    tokenizer = make_tokenizer(codebook_update=update)
+    tokenizer = make_tokenizer(quantizer=vectors(16, 32, update=update))
     expected = tokenizer.encode([picture(16, 24)])
     tokenizer.model.train()
     tokenizer.model.decoder.eval()

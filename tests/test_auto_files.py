@@ -112,10 +112,15 @@ def config_with(**fields):
         ),
         (lambda f: (f / "preprocessor_config.json").write_text('{"num_channels": 1}'), "gives 1 channels"),
         (lambda f: (f / "pipeline.json").write_text("{}"), "is a pipeline: use VQPipeline"),
-        (config_with(codebook_dim="4"), r"config\.json: .*'codebook_dim'.*got str"),
-        (config_with(codebok_dim=4), r"config\.json: .*'codebok_dim'. Did you mean 'codebook_dim'"),
+        (config_with(latent_size="4"), r"config\.json: .*'latent_size'.*got str"),
+        (config_with(latent_sise=4), r"config\.json: .*'latent_sise'. Did you mean 'latent_size'"),
         (config_with(strides=[8, 3]), r"config\.json: .*strides must be powers of two"),
-        (config_with(codebook_dim=8), "weights do not fit the config"),
+        (config_with(latent_size=8), "weights do not fit the config"),
+        (
+            config_with(quantizer={"type": "vector", "codebok_size": 16}),
+            r"config\.json: .*'codebok_size'. Did you mean 'codebook_size'",
+        ),
+        (config_with(quantizer={"type": "vectr"}), r"config\.json: .*type must be one of vector, .*got 'vectr'"),
         (config_with(model_type="bert"), "model_type 'bert', which is no VQ tokenizer"),
     ],
 )

@@ -240,8 +240,8 @@ def test_bad_input_is_one_line(refuse, tok, tmp_path, folder):
 def test_a_bad_config_is_one_line(refuse, tok, tmp_path):
     shutil.copytree(tok, tmp_path, dirs_exist_ok=True)
     config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "codebook_dim": "four"}))
-    assert "'codebook_dim'" in refuse("info", tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({**config, "latent_size": "four"}))
+    assert "'latent_size'" in refuse("info", tmp_path)
 
 
 def test_codes_of_another_tokenizer(refuse, tok, tmp_path):

@@ -41,7 +41,7 @@ def test_a_broken_torchaudio_leaves_the_package_importable_and_is_named_where_it
     """As of another build than torch: transformers itself then fails to import its models."""
     (tmp_path / "torchaudio").mkdir()
     (tmp_path / "torchaudio" / "__init__.py").write_text('raise OSError("undefined symbol")')
-    alone = "import torch; from vqtok.quantizers import VectorQuantizer; VectorQuantizer(4, 8)(torch.randn(1, 2, 4))"
+    alone = "import torch; from vqtok.quantizers import VectorQuantizer; VectorQuantizer(4, codebook_size=8)(torch.randn(1, 2, 4))"
     named = "import vqtok\ntry:\n    vqtok.VQTokenizer\nexcept ImportError as error:\n    print(error)"
     said = python(f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {alone}\n{named}")
     assert "undefined symbol" in said and "install torch and torchaudio of one version together" in said

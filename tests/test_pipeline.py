@@ -26,7 +26,13 @@ SIZE = {"sizes": (16, 24)}
 
 def make_vq_tokenizer(folder, seed=0):
     torch.manual_seed(seed)
-    config = ImageVQConfig(strides=[8, 4], codebook_sizes=[16, 16], hidden_size=16, residual_size=8, codebook_dim=4)
+    config = ImageVQConfig(
+        strides=[8, 4],
+        quantizer={"type": "vector", "codebook_size": 16},
+        hidden_size=16,
+        residual_size=8,
+        latent_size=4,
+    )
     model = ImageVQModel(config).eval()
     VQTokenizer(model, ImageVQImageProcessor(stride=8)).save_pretrained(folder)
     return VQTokenizer.from_pretrained(folder)

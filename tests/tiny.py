@@ -8,7 +8,13 @@ from vqtok.auto import VQTokenizer
 from vqtok.image import ImageVQConfig, ImageVQModel
 from vqtok.image.image_processing_image_vq import ImageVQImageProcessor
 
-CONFIG = {"strides": [8, 4], "codebook_sizes": [16, 32], "hidden_size": 16, "residual_size": 8, "codebook_dim": 4}
+
+def vectors(*sizes, **fields):
+    """The `quantizer` of a config: vector quantizers of these codebook sizes, coarse to fine."""
+    return [{"type": "vector", "codebook_size": size, **fields} for size in sizes]
+
+
+CONFIG = {"strides": [8, 4], "quantizer": vectors(16, 32), "hidden_size": 16, "residual_size": 8, "latent_size": 4}
 
 
 def picture(height, width, seed=0):

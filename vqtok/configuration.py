@@ -48,7 +48,13 @@ class VQConfig(PreTrainedConfig):
 
     def __setattr__(self, key: str, value: Any) -> None:
         # JSON turns lists of numbers into lists; a tuple given by a caller must not make an unequal config.
-        super().__setattr__(key, list(value) if isinstance(value, tuple) else value)
+        super().__setattr__(key, _with_lists(value))
+
+
+def _with_lists(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_with_lists(each) for each in value]
+    return {name: _with_lists(each) for name, each in value.items()} if type(value) is dict else value
 
 
 def require(condition: bool, config: VQConfig, name: str, wanted: str) -> None:

@@ -16,7 +16,7 @@ from vqtok.configuration import VQConfig
 from vqtok.fingerprint import fingerprint
 from vqtok.layers import initialise_convolution
 from vqtok.outputs import QuantizerOutput, VQDecoderOutput, VQEncoderOutput, VQModelOutput
-from vqtok.quantizers import HierarchicalQuantizer, full_precision
+from vqtok.quantizers import Hierarchy, full_precision, mean_losses
 
 
 class VQPreTrainedModel(PreTrainedModel):
@@ -37,9 +37,15 @@ class VQPreTrainedModel(PreTrainedModel):
     config: VQConfig
     base_model_prefix = "vqtok"
     # Patterns of parameter names. Not the whole quantizer: transformers would make integers and bools float32 as well.
-    _keep_in_fp32_modules_strict = ["codebook.embedding", "codebook.counts"]  # noqa: RUF012 (the name and form it reads)
+    _keep_in_fp32_modules_strict = [  # noqa: RUF012 (the name and form it reads)
+        f"quantizer.*{name}"
+        for name in (
+            *("embedding", "counts", "project_in", "project_out", "frozen_codes"),
+            *("code_map", "code_bias", "logit", "smoothings"),
+        )
+    ]
     encoder: nn.Module
-    quantizer: HierarchicalQuantizer
+    quantizer: Hierarchy
     decoder: nn.Module
 
     # -- what a room supplies
@@ -113,15 +119,17 @@ class VQPreTrainedModel(PreTrainedModel):
             fields = {name: encoded[name] for name in ("codes", "latents", "quantized")}
             reconstruction = self.decode(encoded.codes).reconstruction
             losses: dict[str, Tensor] = {}
+            quantizer_loss: Tensor | float = 0.0
         else:
             features = self.extract(media)
             levels = self.quantizer(lambda level, quantized: self.propose(features, level, quantized))
             fields = _by_field(levels)
             reconstruction = self.synthesise(fields["quantized"], self._kept_levels(media))
-            names = {name for level in levels for name in level.losses}
-            losses = {name: sum(level.losses[name] for level in levels) / len(levels) for name in sorted(names)}
-        losses = {**self.reconstruction_losses(reconstruction, media), **losses}
-        loss = sum(value * self._loss_weight(name) for name, value in losses.items())
+            quantizer_losses = mean_losses(levels)
+            losses, quantizer_loss = quantizer_losses["losses"], quantizer_losses["loss"]
+        own = self.reconstruction_losses(reconstruction, media)
+        loss = sum(value * self._loss_weight(name) for name, value in own.items()) + quantizer_loss
+        losses = {**own, **losses}
         return VQModelOutput(loss=loss, reconstruction=reconstruction, losses=losses, **fields)
 
     def init_codebooks(self, batches: Iterable[Tensor], max_latents: int = 65_536) -> None:
@@ -132,13 +140,7 @@ class VQPreTrainedModel(PreTrainedModel):
         batches = list(batches)
         if not batches:
             raise ValueError("init_codebooks needs at least one batch")
-        share = -(-max_latents // len(batches))  # of each batch, evenly spread over its positions
-        for level in range(len(self.layout.levels)):
-            rows: list[Tensor] = []
-            for media in batches:
-                latents = self.encode(media).latents[level].flatten(0, -2)
-                rows.append(latents[:: -(-len(latents) // share)])
-            self.quantizer.initialise(level, torch.cat(rows)[:max_latents])
+        self.quantizer.initialise(lambda: map(self._proposal, batches), max_latents)
         self.config.fingerprint = None
 
     def update_codebooks(self) -> None:
@@ -163,8 +165,8 @@ class VQPreTrainedModel(PreTrainedModel):
 
     def train(self, mode: bool = True) -> VQPreTrainedModel:
         parameters = (*self.encoder.parameters(), *self.quantizer.parameters())
-        codebooks = self.quantizer.codebooks  # the table of an EMA codebook is no parameter, and moves all the same
-        if mode and (any(p.requires_grad for p in parameters) or not all(codebook.frozen for codebook in codebooks)):
+        moving = self.quantizer.codebooks  # the table of an EMA codebook is no parameter, and moves all the same
+        if mode and (any(p.requires_grad for p in parameters) or not all(codebook.frozen for codebook in moving)):
             self.config.fingerprint = None
         return super().train(mode)
 
@@ -200,10 +202,20 @@ class VQPreTrainedModel(PreTrainedModel):
         return kept.to(media.device)
 
     def _loss_weight(self, name: str) -> float:
-        return {
-            "commitment_loss": getattr(self.config, "commitment_weight", 1.0),
-            "codebook_loss": getattr(self.config, "codebook_loss_weight", 1.0),
-        }.get(name, 1.0)
+        return getattr(self.config, name.removesuffix("_loss") + "_weight", 1.0)
+
+    @torch.no_grad()
+    def _proposal(self, media: Tensor) -> Callable[[int, Sequence[Tensor]], Tensor]:
+        """The latents of a batch as the quantizer asks for them."""
+        media = self.check_media(media)
+        with full_precision(media.device.type):
+            features = self.extract(media)
+
+        def propose(level: int, quantized: Sequence[Tensor]) -> Tensor:
+            with full_precision(media.device.type):
+                return self.propose(features, level, quantized)
+
+        return propose
 
     def _check_codes(self, codes: Sequence[Tensor]) -> None:
         levels = self.layout.levels

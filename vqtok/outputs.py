@@ -39,12 +39,13 @@ class VQModelOutput(ModelOutput):
     """One pass of training or evaluation.
 
     Attributes:
-        loss: 0-dim float32, the weighted sum of `losses`.
+        loss: 0-dim float32, the sum of `losses` with the weights of the configuration (each level's its own).
         reconstruction: float, the shape of the input.
         codes: coarse to fine, each int64 `(B, Q, *grid)`.
         latents: coarse to fine, each float `(B, *grid, D)`.
         quantized: coarse to fine, each float `(B, *grid, D)`.
-        losses: each term before its weight, 0-dim float32, by name (`reconstruction_loss`, `commitment_loss`, ...).
+        losses: each term before its weight, 0-dim float32, by name (`reconstruction_loss`, `commitment_loss`, ...); a quantizer's
+            is the mean over levels, where a level without it counts as zero.
     """
 
     loss: Tensor | None = None
@@ -62,14 +63,16 @@ class QuantizerOutput(ModelOutput):
     Attributes:
         quantized: float `(B, *grid, D)`; in eval exactly the table rows, in training with a gradient path to the latents.
         codes: int64 `(B, Q, *grid)`.
-        latents: float `(B, *grid, D)`, the input.
+        latents: float32 `(B, *grid, D)`, the input.
         losses: terms before their weights, 0-dim float32, by name; empty in eval.
+        loss: 0-dim float32, the sum of `losses` with the weights of the configuration; None in eval.
     """
 
     quantized: Tensor | None = None
     codes: Tensor | None = None
     latents: Tensor | None = None
     losses: dict[str, Tensor] | None = None
+    loss: Tensor | None = None
 
 
 @dataclass

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.tiny import make_tokenizer, picture
+from tests.tiny import make_tokenizer, picture, vectors
 from vqtok.codes import Codes
 from vqtok.evaluation import report
 from vqtok.evaluation.protocols import PROTOCOL, mean_psnr, psnr, ssim
@@ -168,7 +168,9 @@ def test_bad_data(tokenizer, pictures):
 
 
 def test_tables(tokenizer, pictures):
-    results = report.compare({"a|b": tokenizer, "other": make_tokenizer(strides=[4], codebook_sizes=[8])}, pictures[:3])
+    results = report.compare(
+        {"a|b": tokenizer, "other": make_tokenizer(strides=[4], quantizer=vectors(8))}, pictures[:3]
+    )
     assert results[0]["data"] == results[1]["data"] and [r["name"] for r in results] == ["a|b", "other"]
     lines = report.to_markdown(results).splitlines()
     assert len(lines) == 4 and "a\\|b" in lines[2]

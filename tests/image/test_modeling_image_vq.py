@@ -5,14 +5,14 @@ import torch
 from torch import nn
 
 from tests.common import TokenizerTests
+from tests.tiny import vectors
 from vqtok.image.configuration_image_vq import ImageVQConfig
 from vqtok.image.losses import pixel_loss
 from vqtok.image.modeling_image_vq import ImageVQModel
 
-TINY = {"hidden_size": 16, "residual_size": 8, "codebook_dim": 6, "num_residual_layers": 1}
-FIELDS = {"num_channels", "strides", "codebook_sizes", "codebook_dim", "hidden_size", "residual_size"}
-FIELDS |= {"num_residual_layers", "codebook_update", "ema_decay", "revival_threshold", "commitment_weight"}
-FIELDS |= {"codebook_loss_weight", "level_dropout", "reconstruction_loss"}
+TINY = {"hidden_size": 16, "residual_size": 8, "latent_size": 6, "num_residual_layers": 1}
+FIELDS = {"num_channels", "strides", "quantizer", "latent_size", "hidden_size", "residual_size"}
+FIELDS |= {"num_residual_layers", "level_dropout", "reconstruction_loss"}
 
 
 class ImageTests(TokenizerTests):
@@ -20,6 +20,7 @@ class ImageTests(TokenizerTests):
     config_fields = FIELDS
     options: dict = {}
     sizes = [(32, 32), (24, 40), (8, 56)]
+    quantizer_terms = {"commitment_loss": 0.25}
 
     def make_config(self, **changes):
         return ImageVQConfig(**{**TINY, **self.options, **changes})
@@ -34,41 +35,118 @@ class ImageTests(TokenizerTests):
 
 
 class TestOneLevel(ImageTests):
-    options = {"strides": [4], "codebook_sizes": [32]}
+    options = {"strides": [4], "quantizer": {"type": "vector", "codebook_size": 32}}
 
 
 class TestTwoLevels(ImageTests):
-    options = {"strides": [8, 4], "codebook_sizes": [24, 32]}
+    options = {"strides": [8, 4], "quantizer": vectors(24, 32)}
 
 
 class TestThreeLevels(ImageTests):
     """With a gap between strides, and codebooks learned by gradient."""
 
-    options = {"strides": [8, 4, 1 << 1], "codebook_sizes": [16, 24, 32], "codebook_update": "gradient"}
+    options = {"strides": [8, 4, 1 << 1], "quantizer": vectors(16, 24, 32, update="gradient")}
+    quantizer_terms = {"commitment_loss": 0.25, "codebook_loss": 1.0}
 
 
 class TestGrey(ImageTests):
     """Grey, strides that are far apart, no dropout of levels."""
 
-    options = {"num_channels": 1, "strides": [8, 2], "codebook_sizes": [16, 32], "level_dropout": 0.0}
+    options = {"num_channels": 1, "strides": [8, 2], "quantizer": vectors(16, 32), "level_dropout": 0.0}
+
+
+class TestCosine(ImageTests):
+    """On the unit sphere by moving averages, with a push towards even use."""
+
+    options = {"strides": [4], "quantizer": vectors(32, metric="cosine", entropy_weight=0.1)}
+    quantizer_terms = {"commitment_loss": 0.25, "entropy_loss": 0.1}
+
+
+class TestInnerProduct(ImageTests):
+    """As in IBQ: a gradient for every code, and a push towards even use."""
+
+    quantizer = vectors(24, 32, metric="inner_product", update="gradient", entropy_weight=0.05)
+    options = {"strides": [8, 4], "quantizer": quantizer}
+    quantizer_terms = {"commitment_loss": 0.25, "codebook_loss": 1.0, "entropy_loss": 0.05}
+
+
+class TestResidual(ImageTests):
+    """As in DAC: each codebook with projections of its own, on the unit sphere, by gradient."""
+
+    layer = {"type": "vector", "codebook_size": 16, "codebook_dim": 4, "metric": "cosine", "update": "gradient"}
+    options = {"strides": [4], "quantizer": {"type": "residual", "num_codebooks": 3, "layer": layer}}
+    quantizer_terms = {"commitment_loss": 0.25, "codebook_loss": 1.0}
+
+
+class TestMultiScale(ImageTests):
+    """As in VAR: one grid, one table, three levels."""
+
+    layer = {"type": "vector", "codebook_size": 24}
+    options = {"strides": [2], "quantizer": {"type": "multi_scale", "scales": [1, 2, 4], "layer": layer}}
+
+
+class TestScalesWithTablesOfTheirOwn(ImageTests):
+    """Without smoothing, and of tables that move as one."""
+
+    layer = {"type": "sim", "codebook_size": 24, "codebook_dim": 4, "gradient": "rotation"}
+    quantizer = {"type": "multi_scale", "scales": [1, 2], "layer": layer, "shared": False, "smoothing": 0}
+    options = {"strides": [4], "quantizer": quantizer}
+    quantizer_terms = {"commitment_loss": 0.25, "codebook_loss": 1.0}
+
+
+class TestFSQ(ImageTests):
+    """Nothing is stored, not even projections."""
+
+    options = {"strides": [4], "latent_size": 4, "quantizer": {"type": "fsq", "scalar_levels": [8, 5, 5, 5]}}
+    quantizer_terms = {}
+
+
+class TestLFQ(ImageTests):
+    """Two grids, projections to the bits, the entropy of the bits in two groups."""
+
+    quantizer = {"type": "lfq", "bits": 8, "entropy_weight": 0.2, "entropy_group_bits": 5}
+    options = {"strides": [8, 4], "quantizer": quantizer}
+    quantizer_terms = {"commitment_loss": 0.25, "entropy_loss": 0.2}
+
+
+class TestBSQ(ImageTests):
+    """As many bits as latents, on the unit sphere."""
+
+    options = {"strides": [4], "latent_size": 8, "quantizer": {"type": "bsq", "bits": 8}}
+    quantizer_terms = {"commitment_loss": 0.25, "entropy_loss": 0.1}
+
+
+class TestSim(ImageTests):
+    options = {"strides": [4], "quantizer": {"type": "sim", "codebook_size": 32}}
+    quantizer_terms = {"commitment_loss": 0.25, "codebook_loss": 1.0}
+
+
+class TestGumbel(ImageTests):
+    options = {"strides": [4], "quantizer": {"type": "gumbel", "codebook_size": 32}}
+    quantizer_terms = {"kl_loss": 5e-4}
+
+
+class TestProduct(ImageTests):
+    layer = {"type": "vector", "codebook_size": 16}
+    options = {"strides": [8, 4], "quantizer": {"type": "product", "num_codebooks": 2, "layer": layer}}
 
 
 def build(**changes) -> ImageVQModel:
     torch.manual_seed(0)
-    options = {"strides": [8, 4], "codebook_sizes": [16, 16]}
+    options = {"strides": [8, 4], "quantizer": {"type": "vector", "codebook_size": 16}}
     return ImageVQModel(ImageVQConfig(**{**TINY, **options, **changes}))
 
 
 @pytest.mark.parametrize("stride", [2, 8, 32])
 def test_any_stride_gives_its_grid(stride):
-    model = build(strides=[stride], codebook_sizes=[16]).eval()
+    model = build(strides=[stride]).eval()
     codes = model.encode(torch.randn(1, 3, stride, 3 * stride)).codes
     assert codes[0].shape == (1, 1, 1, 3)
     assert model.decode(codes).reconstruction.shape == (1, 3, stride, 3 * stride)
 
 
 def test_no_residual_layers_and_one_code():
-    model = build(num_residual_layers=0, codebook_sizes=[1, 1]).train()
+    model = build(num_residual_layers=0, quantizer=vectors(1, 1)).train()
     out = model(torch.randn(2, 3, 16, 16))
     out.loss.backward()
     model.update_codebooks()
@@ -103,7 +181,7 @@ def test_a_picture_of_nan_is_refused():
 
 def test_a_level_that_is_not_given_is_the_learned_null_vector():
     """Decoding a prefix equals decoding all levels after every row of the last table was replaced by the null vector."""
-    model = build(strides=[8, 4, 2], codebook_sizes=[16] * 3).eval()
+    model = build(strides=[8, 4, 2]).eval()
     with torch.no_grad():
         model.decoder.null.normal_()
     codes = model.encode(torch.randn(2, 3, 16, 24)).codes
@@ -115,10 +193,13 @@ def test_a_level_that_is_not_given_is_the_learned_null_vector():
         assert prefix.equal(model.synthesise(rows).detach()) and not prefix.equal(model.decode(codes).reconstruction)
 
 
-def test_level_dropout_decodes_prefixes_sample_by_sample():
-    model = build(strides=[8, 4, 2], codebook_sizes=[16] * 3).eval()
+@pytest.mark.parametrize("grids", ["one", "three"])
+def test_level_dropout_decodes_prefixes_sample_by_sample(grids):
+    scales = {"type": "multi_scale", "scales": [1, 2, 4], "layer": {"type": "vector", "codebook_size": 16}}
+    model = (build(strides=[8, 4, 2]) if grids == "three" else build(strides=[2], quantizer=scales)).eval()
     with torch.no_grad():
-        model.decoder.null.normal_()
+        for null in () if model.decoder.null is None else [model.decoder.null]:
+            null.normal_()
     codes = model.encode(torch.randn(3, 3, 16, 16)).codes
     mixed = model.synthesise(model.embed_codes(codes), torch.tensor([1, 2, 3]))
     for i in range(3):
@@ -128,7 +209,7 @@ def test_level_dropout_decodes_prefixes_sample_by_sample():
 
 @pytest.mark.parametrize("dropout", [0, 0.25, 1.0])
 def test_level_dropout_keeps_at_least_the_coarsest(dropout):
-    model = build(strides=[8, 4, 2], codebook_sizes=[16] * 3, level_dropout=dropout)
+    model = build(strides=[8, 4, 2], level_dropout=dropout)
     kept = model._kept_levels(torch.zeros(20_000, 1))
     shares = torch.bincount(kept, minlength=4) / 20_000
     expected = torch.tensor([0, dropout / 2, dropout / 2, 1 - dropout])
@@ -139,7 +220,7 @@ def test_null_vectors_learn_from_dropout():
     model = build(level_dropout=1.0).train()
     model(torch.randn(2, 3, 16, 16)).loss.backward()
     assert model.decoder.null.grad.abs().sum() > 0
-    assert build(strides=[8], codebook_sizes=[16]).decoder.null is None
+    assert build(strides=[8]).decoder.null is None
 
 
 def test_dropout_happens_in_training_only():
@@ -151,7 +232,8 @@ def test_dropout_happens_in_training_only():
 
 def test_the_loss_is_the_weighted_sum_of_its_terms():
     media = torch.randn(2, 3, 16, 16)
-    model = build(codebook_update="gradient", commitment_weight=3, codebook_loss_weight=0.5, level_dropout=0).train()
+    quantizer = vectors(16, 16, update="gradient", commitment_weight=3, codebook_loss_weight=0.5)
+    model = build(quantizer=quantizer, level_dropout=0).train()
     out = model(media)
     assert set(out.losses) == {"reconstruction_loss", "commitment_loss", "codebook_loss"}
     terms = out.losses
@@ -164,7 +246,7 @@ def test_the_loss_is_the_weighted_sum_of_its_terms():
 
 def test_codebooks_follow_their_latents_in_training():
     """Some steps on one batch bring the rows to the latents: commitment falls far below the spread of the latents."""
-    model = build(ema_decay=0.5, strides=[4], codebook_sizes=[32])
+    model = build(strides=[4], quantizer=vectors(32, decay=0.5))
     media = torch.randn(4, 3, 16, 16)
     model.init_codebooks([media])
     model.train()

@@ -18,7 +18,7 @@ from vqtok.quantizers import (
     straight_through,
     usage,
 )
-from vqtok.quantizers import functional as module
+from vqtok.quantizers import search as module
 
 # Five numbers per code, simple enough to check by eye.
 TABLE = torch.tensor(
@@ -66,13 +66,13 @@ def test_latents_around_zero_and_a_table_far_from_it(z_scale):
 
 def test_few_rows_need_float64(monkeypatch):
     """A large common offset costs no digits, so it must not cost time either."""
-    asked, decide = [], module._decide_in_float64
+    asked, decide = [], module._Search._decide
 
-    def noted(z_mD, table_KD, candidates_mK):
+    def noted(search, z_mD):
         asked.append(len(z_mD))
-        return decide(z_mD, table_KD, candidates_mK)
+        return decide(search, z_mD)
 
-    monkeypatch.setattr(module, "_decide_in_float64", noted)
+    monkeypatch.setattr(module._Search, "_decide", noted)
     for offset in (0.0, 1e4):
         asked.clear()
         nearest_code(torch.randn(2000, 16) + offset, torch.randn(100, 16) + offset)
@@ -151,11 +151,16 @@ class Watch(TorchDispatchMode):
         self.largest, self.precisions = 0, set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.vqtok.nearest_code.default:
+            with self:  # also what happens inside the operator
+                return module._nearest_code._init_fn(*args, **(kwargs or {}))
         out = func(*args, **(kwargs or {}))
+        given = [each for each in (*args, *(kwargs or {}).values()) if isinstance(each, torch.Tensor)]
+        known = {each.untyped_storage().data_ptr() for each in given}
         for tensor in out if isinstance(out, (tuple, list)) else [out]:
-            # Views count with the memory behind them that is their own, not with the input's.
-            if isinstance(tensor, torch.Tensor) and not tensor._is_view():
-                self.largest = max(self.largest, tensor.numel() * tensor.element_size())
+            # A view or a result written in place is no new memory.
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().data_ptr() not in known:
+                self.largest = max(self.largest, tensor.untyped_storage().nbytes())
         if "mm" in str(func):
             self.precisions.add((torch.backends.cuda.matmul.fp32_precision, torch.is_autocast_enabled("cpu")))
         return out
@@ -165,7 +170,7 @@ class Watch(TorchDispatchMode):
 def test_memory_is_flat(monkeypatch, equal_rows):
     """No N x K matrix, and no N x K x D one when every code is a candidate for every row."""
     block = 1 << 14
-    monkeypatch.setattr(module, "_BLOCK_BYTES", block)
+    monkeypatch.setattr(module, "_TILE_BYTES", {"cpu": block})
     num_rows, num_codes, dim = 2000, 64, 32
     z, table = torch.randn(num_rows, dim), torch.randn(num_codes, dim)
     if equal_rows:
@@ -174,7 +179,7 @@ def test_memory_is_flat(monkeypatch, equal_rows):
     with Watch() as watch:
         codes = nearest_code(z, table)
     assert codes[:20].tolist() == expected
-    # A block of fp32 scores is `block` bytes; float64 or int64 beside it are twice that, candidate pairs four times.
+    # A tile of fp32 scores is `block` bytes; float64 or int64 beside it are twice that, candidate pairs four times.
     assert block <= watch.largest <= 4 * block, f"{watch.largest} bytes, N x K would be {num_rows * num_codes * 4}"
 
 

@@ -5,13 +5,13 @@ import copy
 import pytest
 import torch
 
-from vqtok.quantizers import HierarchicalQuantizer, VectorQuantizer, nearest_code
+from vqtok.quantizers import HierarchicalQuantizer, VectorQuantizer, k_means, nearest_code
 
 BRANCHES = [(rule, codebook_dim) for rule in ("ema", "gradient") for codebook_dim in (None, 8, 3, 12)]
 
 
 def build(rule: str = "ema", codebook_dim: int | None = None, **options) -> VectorQuantizer:
-    return VectorQuantizer(8, 32, codebook_dim, update=rule, **options)
+    return VectorQuantizer(8, codebook_size=32, codebook_dim=codebook_dim, update=rule, **options)
 
 
 @pytest.mark.parametrize(("rule", "codebook_dim"), BRANCHES)
@@ -22,15 +22,25 @@ def test_every_branch_on_every_grid(rule, codebook_dim, grid):
     width = codebook_dim or 8
     for training in (True, False):
         out = quantizer.train(training)(z)
-        assert out.quantized.shape == z.shape and out.latents.shape == (2, *grid, width)
+        assert out.quantized.shape == z.shape and out.latents.equal(z)
         assert out.codes.shape == (2, 1, *grid) and out.codes.dtype == torch.int64
-        assert (
-            out.codes[:, 0].flatten().equal(nearest_code(out.latents.reshape(-1, width), quantizer.codebook.embedding))
-        )
+        searched = quantizer.prepare(z)
+        assert searched.shape == (2, *grid, width) and (width != 8 or searched.equal(z))
+        assert out.codes[:, 0].flatten().equal(nearest_code(searched.reshape(-1, width), quantizer.codebook.embedding))
         assert quantizer.encode(z).codes.equal(out.codes), "encode and forward say the same"
         expected = {"commitment_loss", "codebook_loss"} if rule == "gradient" else {"commitment_loss"}
         assert set(out.losses) == (expected if training else set())
-        assert all(loss.dtype == torch.float32 and loss.ndim == 0 and loss.isfinite() for loss in out.losses.values())
+        assert (out.loss is not None) == training
+        losses = [*out.losses.values(), *([out.loss] if training else [])]
+        assert all(loss.dtype == torch.float32 and loss.ndim == 0 and loss.isfinite() for loss in losses)
+
+
+def test_the_loss_is_the_sum_with_the_weights_of_the_configuration():
+    quantizer = build("gradient", commitment_weight=3, codebook_loss_weight=0.5).train()
+    out = quantizer(torch.randn(2, 5, 8))
+    assert out.loss.equal(3 * out.losses["commitment_loss"] + 0.5 * out.losses["codebook_loss"])
+    out = build("ema").train()(torch.randn(2, 5, 8))
+    assert out.loss.equal(0.25 * out.losses["commitment_loss"]), "an EMA table has no loss of its own"
 
 
 @pytest.mark.parametrize(("rule", "codebook_dim"), BRANCHES)
@@ -47,7 +57,7 @@ def test_eval_returns_the_rows_themselves(rule, codebook_dim):
 def test_no_projection_where_none_is_needed():
     assert [name for name, _ in build("gradient", 8).named_parameters()] == ["codebook.embedding"]
     assert len(list(build("ema", 3).parameters())) == 4
-    with pytest.raises(ValueError, match="D=0"):
+    with pytest.raises(ValueError, match="codebook_dim must be from 1 to 65536, got 0"):
         build("ema", 0)
 
 
@@ -108,14 +118,19 @@ def test_autocast_and_dtypes_choose_the_codes_of_fp32(rule, codebook_dim):
 @pytest.mark.parametrize("codebook_dim", [None, 3])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_a_moved_quantizer_still_runs(codebook_dim, dtype):
-    """After use, and with latents of its new dtype; the table keeps fp32."""
+    """After use, and with latents of its new dtype; all of it keeps fp32, table and projections, and computes in it."""
     quantizer = build("ema", codebook_dim)
     z = torch.randn(2, 5, 8)
     quantizer(z)
+    before, expected = copy.deepcopy(quantizer.state_dict()), quantizer.encode(z.to(dtype).float())
     quantizer.to(dtype)
     for training in (True, False):
         out = quantizer.train(training)(z.to(dtype))
-        assert out.quantized.isfinite().all() and quantizer.codebook.embedding.dtype == torch.float32
+        assert out.quantized.isfinite().all() and out.codes.equal(expected.codes)
+        assert {out.quantized.dtype, out.latents.dtype} == {torch.float32}
+    assert out.quantized.equal(expected.quantized)
+    after = quantizer.state_dict()
+    assert all(value.dtype == after[name].dtype and value.equal(after[name]) for name, value in before.items())
 
 
 def test_training_only_accumulates_and_eval_not_even_that():
@@ -135,7 +150,7 @@ def test_training_only_accumulates_and_eval_not_even_that():
     quantizer.encode(z * 5)
     quantizer.eval()(z * 5)
     for each in (quantizer, control):
-        HierarchicalQuantizer([each]).update()
+        each.update()
     assert not unchanged()
     assert all(value.equal(control.state_dict()[name]) for name, value in quantizer.state_dict().items())
 
@@ -145,14 +160,14 @@ def test_eval_training_steps_leave_the_table():
     quantizer = build("ema", decay=0.5).eval()
     table = quantizer.codebook.embedding.clone()
     quantizer(torch.randn(3, 10, 8))
-    HierarchicalQuantizer([quantizer]).update()
+    quantizer.update()
     assert quantizer.codebook.embedding.equal(table)
 
 
 @pytest.mark.parametrize("shape", [(2, 8, 4), (2, 4, 4, 7), (2, 9)])
 def test_latents_that_are_not_channel_last_are_refused(shape):
     for call in (build(), build().encode):
-        with pytest.raises(ValueError, match="channel-last with 8 channels"):
+        with pytest.raises(ValueError, match=r"channel-last \(B, \*grid, 8\), got torch.float32"):
             call(torch.zeros(shape))
 
 
@@ -160,7 +175,7 @@ def test_latents_that_are_not_channel_last_are_refused(shape):
 
 
 def hierarchy(num_levels: int) -> HierarchicalQuantizer:
-    return HierarchicalQuantizer([VectorQuantizer(4, 16) for _ in range(num_levels)])
+    return HierarchicalQuantizer([VectorQuantizer(4, codebook_size=16) for _ in range(num_levels)])
 
 
 def propose(level: int, quantized: list[torch.Tensor]) -> torch.Tensor:
@@ -185,8 +200,21 @@ def test_a_hierarchy_of_any_depth(num_levels):
         assert len(rows) == prefix and all(r.equal(out.quantized) for r, out in zip(rows, outputs[False], strict=False))
 
 
+def test_a_tensor_is_the_latents_of_a_single_level():
+    z = torch.randn(3, 5, 4)
+    quantizer = hierarchy(1)
+    (one,), (other,) = quantizer(z), quantizer(lambda level, quantized: z)
+    assert one.codes.equal(other.codes) and quantizer.encode(z)[0].codes.equal(one.codes)
+    for call in (hierarchy(2), hierarchy(2).encode):
+        with pytest.raises(
+            ValueError, match="2 levels need a function that proposes the latents of each, got a tensor"
+        ):
+            call(z)
+
+
 def test_freezing_a_hierarchy():
-    quantizer = HierarchicalQuantizer([VectorQuantizer(4, 16, 2, update=rule) for rule in ("ema", "gradient")]).train()
+    levels = [VectorQuantizer(4, codebook_size=16, codebook_dim=2, update=rule) for rule in ("ema", "gradient")]
+    quantizer = HierarchicalQuantizer(levels).train()
     quantizer.freeze()
     assert not any(parameter.requires_grad for parameter in quantizer.parameters())
     before = {name: value.clone() for name, value in quantizer.state_dict().items()}
@@ -200,9 +228,23 @@ def test_freezing_a_hierarchy():
     assert not quantizer.levels[0].codebook.embedding.equal(before["levels.0.codebook.embedding"])
 
 
-def test_initialising_one_level_leaves_the_others():
-    quantizer = hierarchy(2)
-    before = [level.codebook.embedding.clone() for level in quantizer.levels]
-    quantizer.initialise(1, torch.randn(5, 40, 4))
-    assert quantizer.levels[0].codebook.embedding.equal(before[0]) and not quantizer.levels[0].codebook.initialised
-    assert not quantizer.levels[1].codebook.embedding.equal(before[1]) and quantizer.levels[1].codebook.initialised
+def test_initialising_goes_from_coarse_to_fine():
+    """A level sees the rows of the coarser ones as they have become."""
+    asked = []
+
+    def proposal(seed: int):
+        def propose(level: int, quantized: list[torch.Tensor]) -> torch.Tensor:
+            asked.append(level)
+            assert len(quantized) == level
+            z = torch.randn(40, 2 << level, 4, generator=torch.Generator().manual_seed(seed))
+            return z + sum(10 * rows.mean(1, keepdim=True) for rows in quantized)
+
+        return propose
+
+    quantizer = hierarchy(3)
+    batches = [proposal(seed) for seed in (1, 2)]
+    quantizer.initialise(lambda: iter(batches), max_latents=10_000)
+    assert max(asked) == 2
+    for level, module in enumerate(quantizer.levels):
+        latents = torch.cat([quantizer.encode(propose)[level].latents.flatten(0, 1) for propose in batches])
+        assert module.codebook.initialised and module.codebook.embedding.equal(k_means(latents, 16))

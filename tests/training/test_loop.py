@@ -19,8 +19,8 @@ from vqtok.training.loop import learning_rate
 
 TINY = {
     "strides": [4, 2],
-    "codebook_sizes": [8, 8],
-    "codebook_dim": 4,
+    "quantizer": {"type": "vector", "codebook_size": 8},
+    "latent_size": 4,
     "hidden_size": 8,
     "residual_size": 4,
     "num_residual_layers": 1,

@@ -53,7 +53,7 @@ def bits_per_unit(layout: CodeLayout) -> float:
     """The nominal rate: log2(codebook_size) bits of every code, per pixel, sample or byte, without padding.
 
     Example:
-        >>> bits_per_unit(ImageVQConfig(strides=[8, 4], codebook_sizes=[512, 512]).layout)
+        >>> bits_per_unit(ImageVQConfig(strides=[8, 4], quantizer={"type": "vector", "codebook_size": 512}).layout)
         0.703125
     """
     return sum(level.bits / level.stride**layout.ndim for level in layout.levels)

@@ -44,7 +44,7 @@ class VQTokenizer:
 
     Example:
         >>> from PIL import Image
-        >>> config = ImageVQConfig(strides=[8, 4], codebook_sizes=[16, 16], hidden_size=16, residual_size=8, codebook_dim=4)
+        >>> config = ImageVQConfig(strides=[8, 4], hidden_size=16, residual_size=8, latent_size=4)
         >>> tok = VQTokenizer(ImageVQModel(config), ImageVQImageProcessor(stride=8))
         >>> codes = tok.encode([Image.new("RGB", (30, 21)), Image.new("RGB", (16, 16))])
         >>> [tuple(level.shape) for level in codes.levels]

@@ -2,12 +2,14 @@
 # No `from __future__ import annotations` in config files: `strict` reads the annotations and lets strings pass unchecked.
 
 import math
+from dataclasses import field
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 
-from vqtok.codes import CodeLayout, LevelLayout
+from vqtok.codes import CodeLayout
 from vqtok.configuration import VQConfig, require
+from vqtok.quantizers import QuantizerConfig, check_hierarchy, quantizer_config
 
 
 @strict
@@ -16,22 +18,19 @@ class ImageVQConfig(VQConfig):
 
     Args:
         num_channels: channels of the picture, 3 (RGB) or 1 (grey).
-        strides: pixels per code along each side, one per level, coarse to fine; powers of two, each larger than the next.
-        codebook_sizes: codes of each level, coarse to fine.
-        codebook_dim: numbers per code.
+        strides: pixels per latent along each side, one per grid of the encoder, coarse to fine; powers of two, each larger than
+            the next.
+        quantizer: how latents become codes: a dict with the key `type` (see `vqtok.quantizers.quantizer_config`), or a list of
+            them, one per stride. One dict stands for every stride. "multi_scale" takes one stride and makes several levels.
+        latent_size: width of the latents.
         hidden_size: channels of the convolutions.
         residual_size: channels inside a residual block.
         num_residual_layers: residual blocks of each stack.
-        codebook_update: "ema" or "gradient" (see `vqtok.quantizers.Codebook`).
-        ema_decay: decay of the codebook's moving averages.
-        revival_threshold: share of uniform use below which a code is revived; 0 never revives.
-        commitment_weight: weight of the commitment loss (beta of the paper, on the encoder's side).
-        codebook_loss_weight: weight of the codebook loss; only gradient codebooks have one.
         level_dropout: chance that a training sample is decoded from a prefix of its levels, so that every prefix decodes.
         reconstruction_loss: "l2", "l1", or "l1+l2" (the mean of both).
 
     Example:
-        >>> config = ImageVQConfig(strides=[8, 4], codebook_sizes=[512, 512])
+        >>> config = ImageVQConfig(strides=[8, 4], quantizer={"type": "vector", "codebook_size": 512})
         >>> config.layout.grids((256, 256))
         ((32, 32), (64, 64))
     """
@@ -40,16 +39,13 @@ class ImageVQConfig(VQConfig):
 
     num_channels: int = 3
     strides: list[int] | tuple[int, ...] = (8, 4)
-    codebook_sizes: list[int] | tuple[int, ...] = (512, 512)
-    codebook_dim: int = 64
+    quantizer: dict[str, Any] | list[dict[str, Any]] | tuple[dict[str, Any], ...] = field(
+        default_factory=lambda: {"type": "vector", "codebook_size": 512}
+    )
+    latent_size: int = 64
     hidden_size: int = 128
     residual_size: int = 64
     num_residual_layers: int = 2
-    codebook_update: str = "ema"
-    ema_decay: float | int = 0.99
-    revival_threshold: float | int = 0.05
-    commitment_weight: float | int = 0.25
-    codebook_loss_weight: float | int = 1.0
     level_dropout: float | int = 0.1
     reconstruction_loss: str = "l2"
 
@@ -62,41 +58,34 @@ class ImageVQConfig(VQConfig):
         require(
             powers and nested, self, "strides", "powers of two from 2 to 256, coarse to fine, each larger than the next"
         )
+        require(1 <= self.latent_size <= 4096, self, "latent_size", "from 1 to 4096")
+        given = len(self.quantizer) if isinstance(self.quantizer, list) else len(self.strides)
         require(
-            len(self.codebook_sizes) == len(self.strides),
-            self,
-            "codebook_sizes",
-            f"{len(self.strides)} sizes, one per stride",
+            given == len(self.strides), self, "quantizer", f"one dict, or {len(self.strides)} of them, one per stride"
         )
-        require(all(1 <= k <= 1 << 20 for k in self.codebook_sizes), self, "codebook_sizes", "sizes from 1 to 1048576")
-        require(1 <= self.codebook_dim <= 4096, self, "codebook_dim", "from 1 to 4096")
+        check_hierarchy(self.quantizers, self.latent_size, ndim=2)
+        self.layout  # noqa: B018 (it refuses what does not nest)
         require(1 <= self.hidden_size <= 4096, self, "hidden_size", "from 1 to 4096")
         require(1 <= self.residual_size <= 4096, self, "residual_size", "from 1 to 4096")
         require(0 <= self.num_residual_layers <= 64, self, "num_residual_layers", "from 0 to 64")
-        require(self.codebook_update in ("ema", "gradient"), self, "codebook_update", "'ema' or 'gradient'")
-        require(0 <= self.ema_decay < 1, self, "ema_decay", "in [0, 1)")
-        require(0 <= self.revival_threshold < 1, self, "revival_threshold", "a share of uniform use in [0, 1)")
-        for name in ("commitment_weight", "codebook_loss_weight"):
-            require(0 <= getattr(self, name) < 1e6, self, name, "at least 0")
         require(0 <= self.level_dropout <= 1, self, "level_dropout", "a probability in [0, 1]")
         require(self.reconstruction_loss in ("l2", "l1", "l1+l2"), self, "reconstruction_loss", "'l2', 'l1' or 'l1+l2'")
 
     @property
+    def quantizers(self) -> list[QuantizerConfig]:
+        """The typed configuration of each stride's quantizer."""
+        values = self.quantizer if isinstance(self.quantizer, list) else [self.quantizer] * len(self.strides)
+        return [quantizer_config(each) for each in values]
+
+    @property
     def layout(self) -> CodeLayout:
         """The shape of the codes."""
-        levels = zip(self.strides, self.codebook_sizes, strict=True)
-        return CodeLayout(2, tuple(LevelLayout(stride, 1, size) for stride, size in levels))
+        pairs = zip(self.strides, self.quantizers, strict=True)
+        return CodeLayout(2, tuple(level for stride, config in pairs for level in config.levels(stride)))
 
     @property
     def code_fields(self) -> dict[str, Any]:
-        """The fields that decide codes, for the fingerprint. Losses, dropout and EMA settings do not."""
-        names = (
-            "model_type",
-            "num_channels",
-            "strides",
-            "codebook_sizes",
-            "codebook_dim",
-            "hidden_size",
-            "residual_size",
-        )
-        return {name: getattr(self, name) for name in (*names, "num_residual_layers")}
+        """The fields that decide codes, for the fingerprint. Losses, dropout and what only concerns training do not."""
+        names = ("model_type", "num_channels", "strides", "latent_size", "hidden_size", "residual_size")
+        quantizers = [config.code_fields for config in self.quantizers]
+        return {**{name: getattr(self, name) for name in (*names, "num_residual_layers")}, "quantizers": quantizers}

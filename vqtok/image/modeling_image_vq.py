@@ -1,4 +1,4 @@
-"""The image tokenizer: VQ-VAE (van den Oord et al. 2017) with one level, VQ-VAE-2 (Razavi et al. 2019) with two and more.
+"""The image tokenizer: VQ-VAE (van den Oord et al. 2017) with one grid, VQ-VAE-2 (Razavi et al. 2019) with two and more.
 
 Axis letters: B batch, C channels, H W pixels, h w grid of a level, D code dimension.
 """
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vqtok.layers import ResidualStack, downsample, upsample
 from vqtok.modeling import VQPreTrainedModel
-from vqtok.quantizers import HierarchicalQuantizer, VectorQuantizer
+from vqtok.quantizers import build_hierarchy
 
 from .configuration_image_vq import ImageVQConfig
 from .losses import pixel_loss
@@ -30,11 +30,11 @@ class ImageEncoder(nn.Module):
         self.features.extend(_block(config, downsample(width, width, ratio)) for ratio in reversed(ratios))
         # conditions[i] brings what level i knows to the grid of level i + 1.
         self.conditions = nn.ModuleList(
-            _block(config, upsample(config.codebook_dim + (width if index else 0), width, ratio))
+            _block(config, upsample(config.latent_size + (width if index else 0), width, ratio))
             for index, ratio in enumerate(ratios)
         )
         self.heads = nn.ModuleList(
-            nn.Conv2d(width + (width if index else 0), config.codebook_dim, 1) for index in range(len(strides))
+            nn.Conv2d(width + (width if index else 0), config.latent_size, 1) for index in range(len(strides))
         )
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
@@ -60,13 +60,13 @@ class ImageDecoder(nn.Module):
     def __init__(self, config: ImageVQConfig):
         super().__init__()
         width, strides = config.hidden_size, list(config.strides)
-        self.coarsest = _block(config, nn.Conv2d(config.codebook_dim, width, 3, padding=1))
+        self.coarsest = _block(config, nn.Conv2d(config.latent_size, width, 3, padding=1))
         self.ups = nn.ModuleList(upsample(width, width, a // b) for a, b in zip(strides, strides[1:], strict=False))
         self.merges = nn.ModuleList(
-            _block(config, nn.Conv2d(width + config.codebook_dim, width, 3, padding=1)) for _ in strides[1:]
+            _block(config, nn.Conv2d(width + config.latent_size, width, 3, padding=1)) for _ in strides[1:]
         )
         # Row i stands for level i + 1; with one level there is none, as DDP does not forgive a parameter that is never used.
-        self.null = nn.Parameter(torch.zeros(len(strides) - 1, config.codebook_dim)) if len(strides) > 1 else None
+        self.null = nn.Parameter(torch.zeros(len(strides) - 1, config.latent_size)) if len(strides) > 1 else None
         self.to_pixels = upsample(width, config.num_channels, strides[-1])
 
     def forward(self, quantized: Sequence[Tensor], keep: Tensor | None) -> Tensor:
@@ -92,7 +92,7 @@ class ImageVQModel(VQPreTrainedModel):
     (the processor pads; `VQTokenizer` takes pictures of any size). Codes are a tuple over levels, each int64 `(B, 1, h, w)`.
 
     Example:
-        >>> config = ImageVQConfig(strides=[8, 4], codebook_sizes=[16, 16], hidden_size=16, residual_size=8, codebook_dim=4)
+        >>> config = ImageVQConfig(strides=[8, 4], latent_size=4, hidden_size=16, residual_size=8)
         >>> model = ImageVQModel(config).eval()
         >>> codes = model.encode(torch.zeros(1, 3, 32, 48)).codes
         >>> [tuple(level.shape) for level in codes], tuple(model.decode(codes).reconstruction.shape)
@@ -107,18 +107,7 @@ class ImageVQModel(VQPreTrainedModel):
     def __init__(self, config: ImageVQConfig):
         super().__init__(config)
         self.encoder = ImageEncoder(config)
-        self.quantizer = HierarchicalQuantizer(
-            [
-                VectorQuantizer(
-                    config.codebook_dim,
-                    size,
-                    update=config.codebook_update,
-                    decay=config.ema_decay,
-                    revival_threshold=config.revival_threshold,
-                )
-                for size in config.codebook_sizes
-            ]
-        )
+        self.quantizer = build_hierarchy(config.quantizers, config.latent_size, ndim=2)
         self.decoder = ImageDecoder(config)
         self.post_init()
 
@@ -152,7 +141,8 @@ class ImageVQModel(VQPreTrainedModel):
 
     def synthesise(self, quantized: Sequence[Tensor], keep: Tensor | None = None) -> Tensor:
         """Pixels `(B, C, H, W)` from channel-last quantized latents."""
-        return self.decoder([value.permute(0, 3, 1, 2).to(self.dtype) for value in quantized], keep)
+        grids, keep = self.quantizer.merge(quantized, keep)
+        return self.decoder([value.permute(0, 3, 1, 2).to(self.dtype) for value in grids], keep)
 
     def reconstruction_losses(self, reconstruction: Tensor, media: Tensor) -> dict[str, Tensor]:
         """The pixel loss of the config, in fp32."""

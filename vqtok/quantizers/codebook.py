@@ -1,26 +1,23 @@
-"""The table of one codebook and its life: data initialisation, EMA, revival, and every collective about codes.
+"""The table of one codebook and its life: data initialisation, EMA, revival.
 
-While a model trains, `accumulate` only collects (counts, residual sums, a bounded reservoir of latents); `update_codebooks`, called
-once after `optimizer.step()`, does one packed all-reduce for all codebooks, then the EMA and the revival, alike on every process.
-So gradient accumulation equals the large batch, a forward pass has no collectives, and nothing changes in eval or when frozen.
+While a model trains, `accumulate` only collects (counts, residual sums, a bounded reservoir of latents); the update (see
+`collective`) applies the sums of all processes: the EMA and the revival, alike on every process.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
-
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from .functional import nearest_code
+from .collective import Accumulator, check_not_frozen
+from .kmeans import joint_k_means
+from .search import nearest_code
 
 _PRIORITY_BITS = 23  # integers below 2**24 survive the packed fp32 all-reduce exactly
-_PASSES_BEFORE_WARNING = 200
+METRICS = ("euclidean", "cosine", "inner_product")
 
 
-class Codebook(nn.Module):
+class Codebook(Accumulator):
     """A table of `codebook_size` codes of `dim` numbers, fp32 whatever the model's dtype.
 
     Args:
@@ -28,6 +25,7 @@ class Codebook(nn.Module):
         dim: D.
         update: "ema", the table is a buffer that follows the mean of its latents (van den Oord et al. 2017, appendix A.1), or
             "gradient", the table is a Parameter that the optimizer moves.
+        metric: "euclidean"; "cosine", rows of unit length, for latents of unit length (`prepare`); or "inner_product".
         decay: of the moving averages, in [0, 1).
         revival_threshold: a code used less than this share of uniform use (EMA) is moved onto a latent of the batch; 0 never does.
         reservoir_size: how many latents at most are kept for revival between two updates.
@@ -37,11 +35,11 @@ class Codebook(nn.Module):
         counts: `(K,)` fp32, moving average of hits per update.
         updates: int64, number of updates so far; seeds the choice of revived latents.
         initialised: bool, whether `initialise` ran.
+        num_revived: how many codes were revived since this object was made.
     """
 
     embedding: Tensor
     counts: Tensor
-    updates: Tensor
     initialised: Tensor
     # What `accumulate` saw since the last update; None before the first pass.
     _counts: Tensor | None
@@ -54,6 +52,7 @@ class Codebook(nn.Module):
         codebook_size: int,
         dim: int,
         update: str = "ema",
+        metric: str = "euclidean",
         decay: float = 0.99,
         revival_threshold: float = 0.05,
         reservoir_size: int = 256,
@@ -65,22 +64,28 @@ class Codebook(nn.Module):
             )
         if update not in ("ema", "gradient"):
             raise ValueError(f"codebook update must be 'ema' or 'gradient', got {update!r}")
+        if metric not in METRICS:
+            raise ValueError(f"codebook metric must be one of {', '.join(METRICS)}, got {metric!r}")
+        if metric == "inner_product" and update == "ema":
+            raise ValueError(
+                "a codebook of inner products needs update='gradient': the mean of its latents is not the row that "
+                "fits them best"
+            )
         if not 0 <= decay < 1:
             raise ValueError(f"codebook decay must be in [0, 1), got {decay}")
         if not 0 <= revival_threshold < 1:
             raise ValueError(f"revival_threshold is a share of uniform use in [0, 1), got {revival_threshold}")
-        self.update_rule, self.decay, self.revival_threshold = update, decay, revival_threshold
-        self.reservoir_size = reservoir_size
-        self.frozen = False
+        self.update_rule, self.metric, self.decay = update, metric, decay
+        self.revival_threshold, self.reservoir_size = revival_threshold, reservoir_size
+        self.num_revived = 0
         table = torch.empty(codebook_size, dim, dtype=torch.float32)
         if update == "ema":
             self.register_buffer("embedding", table)
         else:
             self.embedding = nn.Parameter(table)
         self.register_buffer("counts", torch.empty(codebook_size, dtype=torch.float32))
-        self.register_buffer("updates", torch.empty((), dtype=torch.int64))
         self.register_buffer("initialised", torch.empty((), dtype=torch.bool))
-        self._drop_pending()
+        self.drop_pending()
         self.reset_parameters()
 
     @torch.no_grad()
@@ -91,24 +96,33 @@ class Codebook(nn.Module):
         nn.init.zeros_(self.updates)
         nn.init.zeros_(self.initialised)
 
+    @property
+    def table(self) -> Tensor:
+        """`(K, D)`: the rows that codes stand for; of unit length for the cosine metric."""
+        return self._unit(self.embedding)
+
     def forward(self, codes: Tensor) -> Tensor:
         """The table rows of `codes`: `(*)` int64 -> `(*, D)` fp32."""
-        return nn.functional.embedding(codes, self.embedding)
+        return self._unit(nn.functional.embedding(codes, self.embedding))
+
+    def prepare(self, z: Tensor) -> Tensor:
+        """Latents `(*, D)` as this codebook compares them: fp32, of unit length for the cosine metric."""
+        return self._unit(z.float())
 
     def encode(self, z: Tensor) -> Tensor:
-        """The nearest codes of `z`: `(*, D)` -> `(*)` int64, decided in fp32 under any autocast."""
-        return nearest_code(z.reshape(-1, z.shape[-1]), self.embedding).view(z.shape[:-1])
+        """The nearest codes of prepared latents: `(*, D)` -> `(*)` int64, decided in fp32 under any autocast."""
+        metric = "inner_product" if self.metric == "inner_product" else "euclidean"
+        return nearest_code(z.reshape(-1, z.shape[-1]), self.table, metric).view(z.shape[:-1])
 
     def freeze(self, frozen: bool = True) -> None:
         """Stop (or allow) every change of the table, also in `train()`."""
-        self.frozen = frozen
+        super().freeze(frozen)
         if isinstance(self.embedding, nn.Parameter):
             self.embedding.requires_grad_(not frozen)
-        self._drop_pending()
 
     @torch.no_grad()
     def accumulate(self, z: Tensor, codes: Tensor) -> None:
-        """Remember what one training pass saw: `z` `(*, D)` and its `codes` `(*)`. Does nothing when frozen."""
+        """Remember what one training pass saw: prepared latents `(*, D)` and their `codes` `(*)`. Does nothing when frozen."""
         if self.frozen:
             return
         z_ND, codes_N = z.detach().reshape(-1, z.shape[-1]).float(), codes.reshape(-1)
@@ -121,18 +135,11 @@ class Codebook(nn.Module):
         self._counts += torch.bincount(codes_N, minlength=len(self.counts))
         if self.update_rule == "ema":
             # Residuals z - e instead of z: sums of small numbers keep their digits, and an unused code cannot move.
-            self._residuals.index_add_(0, codes_N, z_ND - self.embedding[codes_N])
+            self._residuals.index_add_(0, codes_N, z_ND - self(codes_N))
         if self.revival_threshold:
-            rows = torch.cat([self._rows, z_ND])
-            priorities = torch.cat([self._priorities, self._priority(z_ND)])
+            rows, priorities = _keep_highest(z_ND, self._priority(z_ND), self.reservoir_size)
+            rows, priorities = torch.cat([self._rows, rows]), torch.cat([self._priorities, priorities])
             self._rows, self._priorities = _keep_highest(rows, priorities, self.reservoir_size)
-        self._passes += 1
-        if self._passes == _PASSES_BEFORE_WARNING:
-            warnings.warn(
-                f"{_PASSES_BEFORE_WARNING} training passes without a codebook update: call model.update_codebooks() after "
-                "optimizer.step(), or model.quantizer.freeze() if the codes shall stay",
-                stacklevel=2,
-            )
 
     def _priority(self, z_ND: Tensor) -> Tensor:
         """A hash of each row's bits and of the update number, in [1, 2**23].
@@ -140,141 +147,83 @@ class Codebook(nn.Module):
         It depends on nothing else, so the reservoir is the same for one large batch, several small ones, or several
         processes; equal rows (an empty background) get one priority and so count once.
         """
-        bits_ND = (z_ND + 0.0).view(torch.int32).long()  # + 0.0 makes -0.0 and 0.0 one value
+        bits_ND = (z_ND + 0.0).view(torch.int32)  # + 0.0 makes -0.0 and 0.0 one value
         generator = torch.Generator().manual_seed(int(self.updates))
-        multipliers_D = torch.randint(1, 1 << 31, (z_ND.shape[1],), generator=generator).to(z_ND.device) | 1
-        mixed_N = (bits_ND * multipliers_D).sum(1)  # wraps modulo 2**64: exact, in any order
-        mixed_N = (mixed_N ^ (mixed_N >> 29)) * 0x2545F4914F6CDD1D
+        multipliers_D = torch.randint(1, 1 << 31, (z_ND.shape[1],), generator=generator, dtype=torch.int32)
+        mixed_N = (bits_ND * (multipliers_D.to(z_ND.device) | 1)).sum(1)  # products wrap: exact, in any order
+        mixed_N = (mixed_N ^ (mixed_N >> 17)) * 0x2545F4914F6CDD1D
         return ((mixed_N >> 32) & ((1 << _PRIORITY_BITS) - 1)) + 1
 
-    def _drop_pending(self) -> None:
+    def drop_pending(self) -> None:
+        """Forget what was accumulated since the last update."""
+        super().drop_pending()
         self._counts = self._residuals = self._rows = self._priorities = None
-        self._passes = 0
 
-    # -- what update_codebooks packs, and what each codebook does with the sums of all processes
+    def packed(self, rank: int, world_size: int) -> list[Tensor]:
+        """Counts, sums of residuals (EMA) and a slot per process for its reservoir (with revival)."""
+        parts = [torch.zeros_like(self.counts) if self._counts is None else self._counts]
+        if self.update_rule == "ema":
+            parts.append(torch.zeros_like(self.embedding) if self._residuals is None else self._residuals)
+        if self.revival_threshold:
+            slots = self.counts.new_zeros(world_size, self.reservoir_size, 1 + self.embedding.shape[1])
+            if self._rows is not None and self._priorities is not None:
+                slots[rank, : len(self._rows), 0] = self._priorities.to(slots)
+                slots[rank, : len(self._rows), 1:] = self._rows.to(slots)
+            parts.append(slots)
+        return parts
 
-    def _packed(self, rank: int, world_size: int) -> list[Tensor]:
-        slots = self.embedding.new_zeros(world_size, self.reservoir_size, 1 + self.embedding.shape[1])
-        if self._counts is None:
-            return [torch.zeros_like(self.counts), torch.zeros_like(self.embedding), slots]
-        assert self._residuals is not None and self._rows is not None and self._priorities is not None
-        slots[rank, : len(self._rows), 0] = self._priorities.to(slots)
-        slots[rank, : len(self._rows), 1:] = self._rows.to(slots)
-        return [self._counts, self._residuals, slots]
-
-    def _apply_update(self, counts_K: Tensor, residuals_KD: Tensor, slots: Tensor) -> None:
+    def apply_sums(self, *sums: Tensor) -> None:
+        """The EMA of counts and table, then the revival."""
+        counts_K, *remaining = sums
         self.counts.mul_(self.decay).add_(counts_K, alpha=1 - self.decay)
         if self.update_rule == "ema":
             # e <- (decay * c * e + (1 - decay) * sum z) / c', written as a step along the mean residual.
-            self.embedding.add_(residuals_KD * ((1 - self.decay) / self.counts.clamp_min(1e-20))[:, None])
+            step_KD = remaining.pop(0) * ((1 - self.decay) / self.counts.clamp_min(1e-20))[:, None]
+            moved = counts_K > 0  # the others keep their bits
+            self._set_rows(moved, self.table[moved] + step_KD[moved])
         if self.revival_threshold:
-            pool = slots.flatten(0, 1)
+            pool = remaining.pop(0).flatten(0, 1)
             filled = pool[:, 0] > 0
             rows, _ = _keep_highest(pool[filled, 1:], pool[filled, 0].long(), self.reservoir_size)
             self._revive(rows)
-        self.updates += 1
-        self._drop_pending()
 
     def _revive(self, rows: Tensor) -> None:
         uniform = self.counts.mean()
         dead = (self.counts < self.revival_threshold * uniform).nonzero()[:, 0]
         dead = dead[torch.argsort(self.counts[dead], stable=True)][: len(rows)]
-        self.embedding.data[dead] = rows[: len(dead)]
+        self._set_rows(dead, rows[: len(dead)])
         # As if used uniformly: the code has time to find its latents before it can be called dead again.
         self.counts[dead] = uniform
+        self.num_revived += len(dead)
 
     @torch.no_grad()
-    def initialise(self, z_ND: Tensor, iterations: int = 10) -> None:
-        """Set the table to the k-means centroids of `z_ND`, the same on every process.
+    def initialise(self, z: Tensor, iterations: int = 10) -> None:
+        """Set the table to the k-means centroids of the prepared latents `z` `(*, D)` of all processes.
 
-        The latents of all processes are gathered, process 0 clusters them, and the result is broadcast.
+        For inner products the rows get the directions of the centroids and one length.
 
         Raises:
-            ValueError: there are no latents, or some are not finite.
+            ValueError: there are no latents, some are not finite, or the table is frozen.
         """
-        pool = _gather_rows(z_ND.float())
-        # By every process, not only by the one that clusters: an error there alone would leave the others waiting for ever.
-        _check_rows(pool)
-        centroids = torch.empty_like(self.embedding.data)
-        if _rank() == 0:
-            centroids.copy_(k_means(pool, len(centroids), iterations))
-        if _world_size() > 1:
-            dist.broadcast(centroids, 0)
-        self.embedding.data.copy_(centroids)
+        check_not_frozen(self.frozen)
+        self._set_rows(slice(None), joint_k_means(z.reshape(-1, z.shape[-1]), len(self.counts), iterations))
         self.counts.fill_(1)
         self.initialised.fill_(True)
-        self._drop_pending()
+        self.drop_pending()
 
-    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
-        """Move, but never change the dtype: `.half()` and `.to(dtype)` leave codebooks in fp32."""
+    def _set_rows(self, where: slice | Tensor, rows: Tensor) -> None:
+        if self.metric == "inner_product":
+            # Of rows of different length the long ones would win everything: the new ones get the length of the others.
+            others = rows if isinstance(where, slice) else self.embedding.data
+            rows = nn.functional.normalize(rows, dim=-1) * others.norm(dim=-1).mean()
+        self.embedding.data[where] = self._unit(rows)
 
-        def keep_dtype(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
-
-        self._drop_pending()
-        return super()._apply(keep_dtype, recurse)
+    def _unit(self, rows: Tensor) -> Tensor:
+        # Also at each look-up: an optimizer changes lengths.
+        return nn.functional.normalize(rows, dim=-1) if self.metric == "cosine" else rows
 
     def extra_repr(self) -> str:
-        return f"{self.counts.shape[0]} x {self.embedding.shape[1]}, update={self.update_rule!r}, decay={self.decay}"
-
-
-@torch.no_grad()
-def update_codebooks(codebooks: Sequence[Codebook]) -> None:
-    """Apply what all processes accumulated since the last call: one packed all-reduce, the EMA, the revival.
-
-    Every process must call it equally often, after `optimizer.step()`. Frozen codebooks are left alone.
-    """
-    active = [codebook for codebook in codebooks if not codebook.frozen]
-    if not active:
-        return
-    rank, world_size = _rank(), _world_size()
-    parts = [codebook._packed(rank, world_size) for codebook in active]
-    if world_size > 1:
-        flat = torch.cat([tensor.reshape(-1) for part in parts for tensor in part])
-        dist.all_reduce(flat)
-        sizes = [tensor.numel() for part in parts for tensor in part]
-        pieces = iter(flat.split(sizes))
-        parts = [[next(pieces).view(tensor.shape) for tensor in part] for part in parts]
-    for codebook, part in zip(active, parts, strict=True):
-        codebook._apply_update(*part)
-
-
-@torch.no_grad()
-def k_means(z_ND: Tensor, num_clusters: int, iterations: int = 10, seed: int = 0) -> Tensor:
-    """Return the centroids `(K, D)` of Lloyd's algorithm, started from distinct rows; deterministic for equal input.
-
-    An empty cluster takes the row that is worst represented. With fewer distinct rows than clusters, the rest of the table
-    is filled with slightly displaced copies, with a warning.
-
-    Raises:
-        ValueError: there are no rows, or some are not finite.
-    """
-    _check_rows(z_ND)
-    generator = torch.Generator().manual_seed(seed)
-    distinct_MD = torch.unique(z_ND, dim=0)
-    if len(distinct_MD) < num_clusters:
-        warnings.warn(
-            f"only {len(distinct_MD)} distinct latents for {num_clusters} codes: give init_codebooks more batches",
-            stacklevel=2,
-        )
-        repeats = torch.arange(num_clusters, device=z_ND.device) % len(distinct_MD)
-        noise = torch.randn(num_clusters, z_ND.shape[1], generator=generator).to(z_ND)
-        noise[: len(distinct_MD)] = 0
-        return distinct_MD[repeats] + 1e-3 * z_ND.std().nan_to_num(0).clamp_min(1e-6) * noise
-    chosen = torch.randperm(len(distinct_MD), generator=generator)[:num_clusters].to(z_ND.device)
-    centroids_KD = distinct_MD[chosen].clone()
-    for _ in range(iterations):
-        codes_N = nearest_code(z_ND, centroids_KD)
-        counts_K = torch.bincount(codes_N, minlength=num_clusters)
-        residuals_ND = z_ND - centroids_KD[codes_N]
-        step_KD = torch.zeros_like(centroids_KD).index_add_(0, codes_N, residuals_ND)
-        centroids_KD = centroids_KD + step_KD / counts_K.clamp_min(1)[:, None]
-        empty = (counts_K == 0).nonzero()[:, 0]
-        if len(empty):
-            worst = residuals_ND.square().sum(1).topk(len(empty)).indices
-            centroids_KD[empty] = z_ND[worst]
-    return centroids_KD
+        return f"{self.counts.shape[0]} x {self.embedding.shape[1]}, {self.metric}, {self.update_rule}"
 
 
 def _keep_highest(rows: Tensor, priorities: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -285,35 +234,3 @@ def _keep_highest(rows: Tensor, priorities: Tensor, size: int) -> tuple[Tensor, 
     first[1:] = ordered[1:] != ordered[:-1]
     kept = order[first][:size]
     return rows[kept], priorities[kept]
-
-
-def _check_rows(rows: Tensor) -> None:
-    if not len(rows):
-        raise ValueError("k-means needs at least one latent: give init_codebooks at least one batch")
-    if not bool(torch.isfinite(rows).all()):
-        raise ValueError(
-            "the latents to initialise from hold NaN or infinite values: look for bad input or diverged weights"
-        )
-
-
-def _gather_rows(rows: Tensor) -> Tensor:
-    """The rows of all processes, joined in rank order; processes may hold different numbers of rows."""
-    if _world_size() == 1:
-        return rows
-    length = torch.tensor([len(rows)], device=rows.device)
-    lengths = [torch.zeros_like(length) for _ in range(_world_size())]
-    dist.all_gather(lengths, length)
-    most = int(torch.stack(lengths).max())
-    padded = rows.new_zeros(most, rows.shape[1])
-    padded[: len(rows)] = rows
-    gathered = [torch.zeros_like(padded) for _ in range(_world_size())]
-    dist.all_gather(gathered, padded)
-    return torch.cat([part[: int(n)] for part, n in zip(gathered, lengths, strict=True)])
-
-
-def _world_size() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def _rank() -> int:
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0

@@ -97,6 +97,7 @@ def fit(
             progress.add(metrics)
             if number % args.log_every == 0 or number == args.max_steps:
                 history.append(progress.log(number, step.health()))
+                progress.warn(step.warnings())
                 accelerator.log({k: v for k, v in history[-1].items() if k != "step"}, step=number)
             if evaluate is not None and args.eval_every and number % args.eval_every == 0 and number < args.max_steps:
                 _evaluate(accelerator, step, evaluate, number, history)
@@ -213,6 +214,7 @@ class _Progress:
         self.bar = tqdm(total=args.max_steps, initial=start, disable=not self.terminal, unit="step", dynamic_ncols=True)
         self.sums: dict[str, torch.Tensor] = {}
         self.count = 0
+        self.told: set[str] = set()
 
     def add(self, metrics: dict[str, torch.Tensor]) -> None:
         self.sums = {name: self.sums.get(name, 0) + value.float() for name, value in metrics.items()}
@@ -235,6 +237,14 @@ class _Progress:
                     flush=True,
                 )
         return {"step": number, **means}
+
+    def warn(self, sentences: list[str]) -> None:
+        """Say each thing once; a sentence begins with what it is about and a colon."""
+        for sentence in sentences:
+            about = sentence.partition(":")[0]
+            if self.shown and about not in self.told:
+                self.bar.write(f"warning: {sentence}", file=sys.stderr)
+            self.told.add(about)
 
     def close(self) -> None:
         self.bar.close()

@@ -10,6 +10,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from vqtok.quantizers import CodebookHealth, update_all
+
 from .arguments import TrainingArguments
 from .averaging import WeightAverage
 
@@ -78,30 +80,44 @@ class OptimizerStep:
         """Numbers about the model itself, for the log line and the trackers."""
         return {}
 
+    def warnings(self) -> list[str]:
+        """Sentences that start with what they are about and a colon; the loop says each such thing once."""
+        return []
+
 
 class TokenizerStep(OptimizerStep):
-    """A step of a VQ model: its losses, then the update of its codebooks. A batch is the tensor that the model takes."""
+    """A step of a VQ model: its losses, then the update of its codebooks. A batch is the tensor that the model takes.
+
+    Args:
+        epoch_size: samples in the data set, for the use of codes over an epoch; None when there is no end to it.
+    """
+
+    def __init__(
+        self, accelerator: Accelerator, model: nn.Module, args: TrainingArguments, epoch_size: int | None = None
+    ):
+        super().__init__(accelerator, model, args)
+        self.codebooks = CodebookHealth(model.quantizer, epoch_size=epoch_size).to(accelerator.device)
+        accelerator.register_for_checkpointing(self.codebooks)
 
     def begin(self, micro_batches: Iterator[Tensor]) -> None:
         """Initialise fresh codebooks from data."""
-        fresh = [codebook for codebook in self.model.quantizer.codebooks if not codebook.initialised]
-        if fresh:
+        if not self.model.quantizer.is_initialised:
             self.model.init_codebooks(batch.to(self.accelerator.device) for batch in micro_batches)
 
     def compute(self, batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         output = self.prepared(batch.to(self.accelerator.device))
+        self.codebooks.observe(output.codes)
         return output.loss, {name: value.detach() for name, value in output.losses.items()}
 
     def after_update(self) -> None:
-        self.model.update_codebooks()
+        update_all([*self.model.quantizer.accumulators, self.codebooks])
 
     def health(self) -> dict[str, float]:
-        """Perplexity of each codebook's running use, coarse to fine: codes that a uniform use would need to say as much."""
-        out = {}
-        for index, codebook in enumerate(self.model.quantizer.codebooks):
-            p = codebook.counts / codebook.counts.sum()
-            out[f"perplexity_{index}"] = float((-(p * p.clamp_min(1e-12).log()).sum()).exp())
-        return out
+        """Use and perplexity of each level's codes over the last 65,536 of them, and how many codes were revived."""
+        return self.codebooks.summary()
+
+    def warnings(self) -> list[str]:
+        return self.codebooks.warnings()
 
 
 class PriorStep(OptimizerStep):

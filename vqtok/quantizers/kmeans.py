@@ -1,0 +1,83 @@
+"""Lloyd's algorithm for the start of a codebook, over the latents of all processes."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor
+
+from .collective import from_first, gather_rows, process_rank
+from .search import nearest_code
+
+
+@torch.no_grad()
+def joint_k_means(z_ND: Tensor, num_clusters: int, iterations: int = 10) -> Tensor:
+    """The centroids `(K, D)` of the rows of all processes: gathered, clustered by process 0, broadcast to all.
+
+    Raises:
+        ValueError: there are no rows on any process, or some are not finite.
+    """
+    pool = joint_rows(z_ND)
+    centroids = pool.new_zeros(num_clusters, pool.shape[1])
+    if process_rank() == 0:
+        centroids.copy_(k_means(pool, num_clusters, iterations))
+    return from_first(centroids)
+
+
+def joint_rows(z_ND: Tensor) -> Tensor:
+    """The rows of all processes in fp32.
+
+    Raises:
+        ValueError: there are none on any process, or some are not finite.
+    """
+    pool = gather_rows(z_ND.float())
+    # By every process, not only by the one that goes on: an error there alone would leave the others waiting for ever.
+    _check_rows(pool)
+    return pool
+
+
+@torch.no_grad()
+def k_means(z_ND: Tensor, num_clusters: int, iterations: int = 10, seed: int = 0) -> Tensor:
+    """Return the centroids `(K, D)` of Lloyd's algorithm, started from distinct rows; deterministic for equal input.
+
+    An empty cluster takes the row that is worst represented. With fewer distinct rows than clusters, the rest of the table
+    is filled with slightly displaced copies, with a warning.
+
+    Raises:
+        ValueError: there are no rows, or some are not finite.
+    """
+    _check_rows(z_ND)
+    generator = torch.Generator().manual_seed(seed)
+    distinct_MD = torch.unique(z_ND, dim=0)
+    if len(distinct_MD) < num_clusters:
+        warnings.warn(
+            f"only {len(distinct_MD)} distinct latents for {num_clusters} codes: give init_codebooks more batches",
+            stacklevel=3,
+        )
+        repeats = torch.arange(num_clusters, device=z_ND.device) % len(distinct_MD)
+        noise = torch.randn(num_clusters, z_ND.shape[1], generator=generator).to(z_ND)
+        noise[: len(distinct_MD)] = 0
+        return distinct_MD[repeats] + 1e-3 * z_ND.std().nan_to_num(0).clamp_min(1e-6) * noise
+    chosen = torch.randperm(len(distinct_MD), generator=generator)[:num_clusters].to(z_ND.device)
+    centroids_KD = distinct_MD[chosen].clone()
+    for _ in range(iterations):
+        codes_N = nearest_code(z_ND, centroids_KD)
+        counts_K = torch.bincount(codes_N, minlength=num_clusters)
+        residuals_ND = z_ND - centroids_KD[codes_N]
+        step_KD = torch.zeros_like(centroids_KD).index_add_(0, codes_N, residuals_ND)
+        centroids_KD = centroids_KD + step_KD / counts_K.clamp_min(1)[:, None]
+        empty = (counts_K == 0).nonzero()[:, 0]
+        if len(empty):
+            worst = residuals_ND.square().sum(1).topk(len(empty)).indices
+            centroids_KD[empty] = z_ND[worst]
+    return centroids_KD
+
+
+def _check_rows(rows: Tensor) -> None:
+    if not len(rows):
+        raise ValueError("k-means needs at least one latent: give init_codebooks at least one batch")
+    if not bool(torch.isfinite(rows).all()):
+        raise ValueError(
+            "the latents to initialise from hold NaN or infinite values: look for bad input or diverged weights"
+        )
