@@ -197,9 +197,10 @@ class SingleQuantizer(Quantizer):
     def _quantize(self, z: Tensor, learn: bool) -> QuantizerOutput:
         latents = self.prepare(z)
         with torch.autocast(z.device.type, enabled=False):
-            codes = self._search(latents)
             if not learn:
-                return self._output(z, self._embed(codes[:, None]), codes[:, None])
+                codes, rows = self._find(latents)
+                return self._output(z, project(self.project_out, rows), codes[:, None])
+            codes = self._search(latents)
             rows, losses = self._learn(latents, codes)
             return self._output(z, project(self.project_out, rows), codes[:, None], losses)
 
@@ -216,6 +217,11 @@ class SingleQuantizer(Quantizer):
     def _rows(self, codes: Tensor) -> Tensor:
         """Rows `(*, inner_dim)` of codes `(*)`."""
         raise NotImplementedError
+
+    def _find(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes and their rows: the same bits as `_search` and `_rows` give."""
+        codes = self._search(latents)
+        return codes, self._rows(codes)
 
     def _learn(self, latents: Tensor, codes: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Rows with a gradient to the latents, and the losses of a training pass."""
@@ -255,16 +261,6 @@ def check_dim(dim: int) -> None:
     """Refuse a width that is no positive integer."""
     if isinstance(dim, bool) or not isinstance(dim, int) or dim < 1:
         raise ValueError(f"dim, the width of the latents, must be a positive integer, got {dim!r}")
-
-
-def check_finite(z: Tensor) -> None:
-    """Refuse NaN and infinite latents, where no search does."""
-    if z.numel() and not torch.compiler.is_compiling():
-        low, high = z.detach().aminmax()
-        if not bool(torch.isfinite(low) & torch.isfinite(high)):
-            raise ValueError(
-                "latents hold NaN or infinite values: look for a diverged training (lower the learning rate) or bad input"
-            )
 
 
 def mean_losses(outputs: Sequence[QuantizerOutput]) -> dict[str, Any]:

@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .base import SingleQuantizer, check_finite, commitment_loss
+from .base import commitment_loss
 from .configuration import BSQConfig, LFQConfig, make_config
 from .functional import straight_through
 from .soft import entropy_penalty
+from .table_free import TableFreeQuantizer, exact_dot
 
 
-class LFQ(SingleQuantizer):
+class LFQ(TableFreeQuantizer):
     """Look-up-free quantization (MAGVIT-v2, Yu et al. 2024, section 3.1): rows are the corners of a cube.
 
     Bit i is whether number i is positive; the first is the most significant bit of the code. The entropy loss treats groups
@@ -47,25 +48,34 @@ class LFQ(SingleQuantizer):
         return (codes[..., None] >> self._places(codes)) & 1
 
     def codes(self, bits: Tensor) -> Tensor:
-        """Codes `(*)` int64 of bits `(*, bits)`; the inverse of `bits`."""
+        """Codes `(*)` int64 of bits `(*, bits)` int64; the inverse of `bits`."""
         return (bits << self._places(bits)).sum(-1)
 
     def _places(self, like: Tensor) -> Tensor:
         return torch.arange(self.config.bits - 1, -1, -1, device=like.device)
 
-    def _search(self, latents: Tensor) -> Tensor:
-        check_finite(latents)
-        return self.codes((latents > 0).long())
+    def _digits(self, latents: Tensor) -> Tensor:
+        return (latents > 0).float()
 
-    def _rows(self, codes: Tensor) -> Tensor:
-        return (2 * self.bits(codes) - 1).float() * self.corner
+    def _codes_of(self, digits: Tensor) -> Tensor:
+        return exact_dot(digits, [1 << place for place in reversed(range(self.config.bits))], self.config.size)
+
+    def _values(self, digits: Tensor) -> Tensor:
+        return (2 * digits - 1) * self.corner
+
+    def _digits_of_codes(self, codes: Tensor) -> Tensor:
+        return self.bits(codes).float()
 
     def _learn(self, latents: Tensor, codes: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        rows = self._rows(codes)
+        rows, latents = self._rows(codes), self._on_sphere(latents)
         losses = {"commitment_loss": commitment_loss(latents, rows)}
         if self.config.entropy_weight:
             losses["entropy_loss"] = self._entropy_loss(latents.flatten(0, -2))
         return straight_through(latents, rows), losses
+
+    def _on_sphere(self, latents: Tensor) -> Tensor:
+        """Latents as losses and gradients see them; their signs are the same."""
+        return latents
 
     def _entropy_loss(self, z_ND: Tensor) -> Tensor:
         """Soft assignments are softmax(-|z / corner - row / corner|^2 / temperature); among corners only 2 z . row counts."""
@@ -93,5 +103,5 @@ class BSQ(LFQ):
     def corner(self) -> float:
         return self.config.bits**-0.5
 
-    def _prepare(self, latents: Tensor) -> Tensor:
+    def _on_sphere(self, latents: Tensor) -> Tensor:
         return nn.functional.normalize(latents, dim=-1)

@@ -48,12 +48,12 @@ class ResidualQuantizer(Quantizer):
         codes = torch.cat([out.codes for out, _ in turns], 1)
         if not learn:
             return self._output(z, add_up([part for _, part in turns]), codes)
-        kept = self._kept(len(z)).to(z.device)
-        total = turns[0][1]
-        for index, (_, part) in enumerate(turns[1:], start=1):
-            total = total + part * (kept > index).view(-1, *[1] * (part.ndim - 1))
+        parts = [part for _, part in turns]
+        if self.config.depth_dropout:
+            kept = self._kept(len(z)).to(z.device).view(-1, *[1] * (z.ndim - 1))
+            parts = [part if index == 0 else part * (kept > index) for index, part in enumerate(parts)]
         return QuantizerOutput(
-            quantized=total, codes=codes, latents=z.float(), **mean_losses([out for out, _ in turns])
+            quantized=add_up(parts), codes=codes, latents=z.float(), **mean_losses([out for out, _ in turns])
         )
 
     def _kept(self, batch: int) -> Tensor:
