@@ -142,8 +142,8 @@ def test_seed_guidance_and_condition_decide(make_prior):
 
 def test_guidance_of_one_runs_no_second_half(make_prior, monkeypatch):
     prior, rows = make_prior(TWO), []
-    run = prior._run
-    monkeypatch.setattr(prior, "_run", lambda tokens, *args: rows.append(len(tokens)) or run(tokens, *args))
+    inputs = prior._inputs
+    monkeypatch.setattr(prior, "_inputs", lambda tokens, *args: rows.append(len(tokens)) or inputs(tokens, *args))
     prior.sample_codes(CONDITIONS, sizes=(8, 8), seed=0)
     assert set(rows) == {3} and len(rows) == 1 + 4, "one pass for the prompt, one for every further code"
     rows.clear()

@@ -11,13 +11,13 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import DynamicCache
 
 from vqtok.codes import Codes
 from vqtok.fingerprint import check_fingerprint
 from vqtok.modeling import evaluating
 
 from .checks import at_least_one, check_codes, check_guidance, condition_rows, size_rows
+from .fast import decoder_for
 from .sampling import CodeScores, SamplingSettings, checked_seed, draw, guide, uniforms
 from .sequence import order_table, pad_conditions, unflatten
 
@@ -134,20 +134,21 @@ class CodeDrawingMixin:
         ids_BL, mask_BL = (value.to(self.device) for value in pad_conditions(rows))
         is_padded = not bool(mask_BL.all())
         mask_BT = F.pad(mask_BL, (0, len(prefix) + len(streams)), value=True)
-        # Grows by one token per pass. A StaticCache is slower here: it attends to all of its length at every step.
-        cache = DynamicCache(config=self.config.backbone_config)
         # What the next pass reads: the prompt, then the token just drawn.
         tokens_BT, places_PM = torch.cat([ids_BL, prefix.expand(len(rows), -1)], 1), vectors_PM[: len(prefix)]
-        seen, start, numbers_BP, drawn = tokens_BT.shape[1], None, numbers_BP.to(self.device), []
+        seen, numbers_BP, drawn = tokens_BT.shape[1], numbers_BP.to(self.device), []
+        start, length = self.config.prefix_length - ids_BL.shape[1], seen + len(streams) - 1
+        self._check_length(start + length)
+        decoder = decoder_for(self.backbone, len(rows), length, start)
         for step, (offset, size) in enumerate(streams):
-            x_BTM = self._run(tokens_BT, places_PM, mask_BT[:, : seen + step] if is_padded else None, cache, start)
+            x_BTM = decoder(self._inputs(tokens_BT, places_PM), mask_BT[:, : seen + step] if is_padded else None)
             logits_BK = self._logits(x_BTM[:, -1], offset, size).float()
             if guided:
                 logits_BK = guide(*logits_BK.chunk(2), scale)
             drawn.append(draw(logits_BK, numbers_BP[:, step], settings))
             tokens_BT = (drawn[-1] + offset).repeat(2 if guided else 1)[:, None]
             at = len(prefix) + step
-            places_PM, start = vectors_PM[at : at + 1], self.config.prefix_length + at
+            places_PM = vectors_PM[at : at + 1]
         if not bool(torch.isfinite(logits_BK).all()):  # not-a-number stays in the cache, so the last step shows it
             raise ValueError(
                 "this prior gives logits that are not finite: its training diverged (train again with a lower learning rate), or its "

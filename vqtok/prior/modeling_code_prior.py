@@ -222,18 +222,26 @@ class CodePriorModel(PreTrainedModel, CodeDrawingMixin, CodeGenerationMixin):
         """
         length, without_place = tokens_BT.shape[1], tokens_BT.shape[1] - places_PM.shape[-2]
         start = self.config.prefix_length - without_place if start is None else start
-        if start + length > self.max_length:
-            raise ValueError(
-                f"a sequence of {start + length} tokens is longer than the backbone's max_position_embeddings {self.max_length}: "
-                "use smaller media, or make the prior with a larger one in backbone_config"
-            )
+        self._check_length(start + length)
         return self.backbone(
-            inputs_embeds=self.get_input_embeddings()(tokens_BT) + F.pad(places_PM, (0, 0, without_place, 0)),
+            inputs_embeds=self._inputs(tokens_BT, places_PM),
             attention_mask=None if mask_BT is None else mask_BT.long(),
             position_ids=torch.arange(start, start + length, device=tokens_BT.device)[None],
             past_key_values=cache,
             use_cache=cache is not None,
         ).last_hidden_state
+
+    def _inputs(self, tokens_BT: Tensor, places_PM: Tensor) -> Tensor:
+        """Input vectors `(B, T, M)` of tokens, the last of which stand at `places_PM`."""
+        without_place = tokens_BT.shape[1] - places_PM.shape[-2]
+        return self.get_input_embeddings()(tokens_BT) + F.pad(places_PM, (0, 0, without_place, 0))
+
+    def _check_length(self, length: int) -> None:
+        if length > self.max_length:
+            raise ValueError(
+                f"a sequence of {length} tokens is longer than the backbone's max_position_embeddings {self.max_length}: "
+                "use smaller media, or make the prior with a larger one in backbone_config"
+            )
 
     def _place_vectors(self, shapes: Shapes) -> Tensor:
         """`(1 + A + P, M)` for begin, sizes and codes: where each stands, and, from other tables, where the next one will."""
