@@ -21,7 +21,7 @@ METRICS = ("euclidean", "inner_product")
 # A tile of scores. A processor likes what stays in its cache; on an accelerator small tiles would leave it waiting for Python.
 _TILE_BYTES = {"cpu": 8 << 20}
 _TILE_BYTES_ELSEWHERE = 256 << 20
-_TILE_CODES = 8192
+_TILE_CODES = 1024  # few enough that a matrix product packs them once for many rows
 _ROWS_AT_ONCE = 1 << 16  # rows whose running minima are kept while the tiles of the codebook pass by
 
 
