@@ -12,7 +12,7 @@ from .base import Quantizer
 from .collective import Accumulator
 from .configuration import QuantizerConfig
 from .configuration_layered import LayeredConfig
-from .functional import entropy_bits, perplexity, usage
+from .functional import code_counts, entropy_bits, perplexity, usage
 from .hierarchy import Hierarchy
 
 _MAX_COUNTED = 1 << 22  # entries: of larger codebooks no histogram is kept
@@ -79,9 +79,8 @@ class CodebookHealth(Accumulator):
         self.window, self.epoch_size = window, epoch_size
         self._levels = level_configs(quantizer)
         self._codebooks = quantizer.codebooks
-        self._is_initialised = lambda: (
-            quantizer.is_initialised
-        )  # not the module itself: its weights are not this one's state
+        # Not the module itself: its weights are not this one's state.
+        self._is_initialised = lambda: quantizer.is_initialised
         self._seen_revived = 0
         self._entries = [(level, q) for level, config in enumerate(self._levels) for q in range(config.depth)]
         for index, (level, _) in enumerate(self._entries):
@@ -100,7 +99,7 @@ class CodebookHealth(Accumulator):
         levels = [codes] if isinstance(codes, Tensor) else list(codes)
         for index, (level, q) in enumerate(self._entries):
             if size := len(self._buffer("window_now", index)):
-                counts = torch.bincount(levels[level][:, q].reshape(-1), minlength=size)
+                counts = code_counts(levels[level][:, q], size)
                 pending = self._pending[index]
                 self._pending[index] = counts if pending is None else pending + counts
         self._samples += len(levels[0])
