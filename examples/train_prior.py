@@ -30,6 +30,7 @@ from vqtok.files import write_json, write_text, write_with
 from vqtok.fingerprint import check_fingerprint
 from vqtok.hub.card import pipeline_card
 from vqtok.image.data import load_images, skipped_summary
+from vqtok.prior import PRIORS
 from vqtok.prior.conditions import COLUMNS, Conditions, check_values
 from vqtok.prior.data import MANIFEST, CodeDataset, prior_collate
 from vqtok.training import PriorStep, StepSampler, TrainingArguments, fit, parse_arguments, read_recipe, step_loader
@@ -192,9 +193,13 @@ def _model(
     accelerator: Accelerator, recipe: dict[str, Any], codes: CodeDataset, conditions: Conditions, script: PriorArguments
 ) -> CodePriorModel:
     layout, sizes = codes.layout, codes.sizes.tolist()
-    config = CodePriorConfig(
+    model_type = recipe.get("model_type", CodePriorConfig.model_type)
+    if model_type not in PRIORS:
+        raise ValueError(f"{script.config} is of model_type {model_type!r}, which is no prior ({', '.join(PRIORS)})")
+    config_class, model_class = PRIORS[model_type]
+    config = config_class(
         **{
-            **recipe,
+            **{name: value for name, value in recipe.items() if name != "model_type"},
             "layout": layout.to_dict(),
             "text_size": conditions.text_size,
             "max_text_length": conditions.max_text_length,
@@ -212,7 +217,7 @@ def _model(
             f"the largest picture, {largest}, makes a sequence of {needed} tokens, the backbone takes {most}: use smaller pictures, "
             "or a recipe with a larger max_position_embeddings in backbone_config"
         )
-    model = CodePriorModel(config)
+    model = model_class(config)
     if script.attn_implementation and accelerator.device.type == "cpu":
         model.set_attn_implementation(script.attn_implementation)
     if (Path(config_folder(script.config)) / "generation_config.json").exists():  # the recipe's sampling defaults

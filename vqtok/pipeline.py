@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from vqtok.auto import VQTokenizer
 from vqtok.auto.rooms import quiet
 from vqtok.files import write_json
 from vqtok.fingerprint import check_fingerprint
 from vqtok.hub.folders import fetch_folder, replace_files
-from vqtok.prior import CodePriorConfig, CodePriorModel, encode_prompts
+from vqtok.prior import PRIORS, CodePriorModel, encode_prompts
 from vqtok.prior.text import from_ranges, to_ranges
 
 FORMAT = 1
@@ -267,9 +267,15 @@ def _load_prior(folder: Path, dtype: torch.dtype | str | None) -> CodePriorModel
         raise FileNotFoundError(
             f"{folder} has no model.safetensors{found}: save the pipeline again with save_pretrained"
         )
+    model_type = PreTrainedConfig.get_config_dict(folder)[0].get("model_type")
+    if model_type not in PRIORS:
+        raise ValueError(
+            f"{folder / 'config.json'} is of model_type {model_type!r}, which is no prior ({', '.join(PRIORS)})"
+        )
+    config_class, model_class = PRIORS[model_type]
     try:
-        config = CodePriorConfig.from_pretrained(folder)
+        config = config_class.from_pretrained(folder)
     except (StrictDataclassError, ValueError) as error:
         raise ValueError(f"{folder / 'config.json'}: {' '.join(str(error).split())}") from error
     with quiet():
-        return CodePriorModel.from_pretrained(folder, config=config, dtype="auto" if dtype is None else dtype)
+        return model_class.from_pretrained(folder, config=config, dtype="auto" if dtype is None else dtype)

@@ -114,21 +114,21 @@ class CodeVocabulary:
         Raises:
             ValueError: a code is out of range.
         """
-        out = []
-        for index, codes in enumerate(levels):
-            size = self.layout.levels[index].codebook_size
-            check_range(codes, size, f"level {index}")
-            parts = factors(size)
-            if len(parts) > 1:
-                high = [torch.div(codes, parts[1], rounding_mode="floor"), codes % parts[1]]
-                codes = torch.stack(high, dim=2).flatten(1, 2)
-            out.append(codes)
-        return tuple(out)
+        return tuple(self._split(index, codes) for index, codes in enumerate(levels))
 
-    def merge(self, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """The exact inverse of `split`."""
+    def _split(self, level: int, codes: Tensor) -> Tensor:
+        size = self.layout.levels[level].codebook_size
+        check_range(codes, size, f"level {level}")
+        parts = factors(size)
+        if len(parts) == 1:
+            return codes
+        high = [torch.div(codes, parts[1], rounding_mode="floor"), codes % parts[1]]
+        return torch.stack(high, dim=2).flatten(1, 2)
+
+    def merge(self, levels: Sequence[Tensor], first_level: int = 0) -> tuple[Tensor, ...]:
+        """The exact inverse of `split`, for levels from `first_level` on."""
         out = []
-        for index, codes in enumerate(levels):
+        for index, codes in enumerate(levels, first_level):
             parts = factors(self.layout.levels[index].codebook_size)
             if len(parts) > 1:
                 codes = codes[:, 0::2] * parts[1] + codes[:, 1::2]
@@ -137,7 +137,12 @@ class CodeVocabulary:
 
     def to_ids(self, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Ids of codes: each `(B, Q, *grid)` -> `(B, Q * F, *grid)`, every codebook (or factor) shifted to its own run."""
-        return tuple(codes + self._offsets(index, codes) for index, codes in enumerate(self.split(levels)))
+        return tuple(self.level_ids(index, codes) for index, codes in enumerate(levels))
+
+    def level_ids(self, level: int, codes: Tensor) -> Tensor:
+        """Ids of the codes of one level: `(B, Q, *grid)` -> `(B, Q * F, *grid)`."""
+        streams = self._split(level, codes)
+        return streams + self._offsets(level, streams)
 
     def from_ids(self, ids: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The exact inverse of `to_ids`."""

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2Model, LlamaConfig, LlamaModel
 
-from vqtok.prior import drawing, fast
+from vqtok.prior import fast, stepping
 from vqtok.prior.fast import CachedDecoder, FastDecoder, decoder_for, has_fast_path
 
 TINY = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 8, "num_attention_heads": 4}
@@ -128,7 +128,7 @@ def test_what_it_does_not_know_goes_the_other_way():
 def test_codes_are_those_of_the_other_way(make_prior, monkeypatch):
     prior = make_prior(TWO)
     used = []
-    monkeypatch.setattr(drawing, "decoder_for", lambda *args: used.append(decoder_for(*args)) or used[-1])
+    monkeypatch.setattr(stepping, "decoder_for", lambda *args: used.append(decoder_for(*args)) or used[-1])
 
     def sample(**settings):
         codes = prior.sample_codes([[3, 1], None, [2]], sizes=(32, 16), seed=1, num_samples=2, **settings)

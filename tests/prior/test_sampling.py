@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from vqtok.prior import drawing
+from vqtok.prior import stepping
 from vqtok.prior.sampling import SamplingSettings, draw, filter_logits, guide, uniforms
 
 TWO = {"ndim": 2, "levels": [{"stride": s, "num_codebooks": 1, "codebook_size": k} for s, k in ((8, 11), (4, 7))]}
@@ -142,8 +142,13 @@ def test_seed_guidance_and_condition_decide(make_prior):
 
 def test_guidance_of_one_runs_no_second_half(make_prior, monkeypatch):
     prior, rows = make_prior(TWO), []
-    inputs = prior._inputs
-    monkeypatch.setattr(prior, "_inputs", lambda tokens, *args: rows.append(len(tokens)) or inputs(tokens, *args))
+    decoder_for = stepping.decoder_for
+
+    def watched(*args):
+        decoder = decoder_for(*args)
+        return lambda x, *more: rows.append(len(x)) or decoder(x, *more)
+
+    monkeypatch.setattr(stepping, "decoder_for", watched)
     prior.sample_codes(CONDITIONS, sizes=(8, 8), seed=0)
     assert set(rows) == {3} and len(rows) == 1 + 4, "one pass for the prompt, one for every further code"
     rows.clear()
@@ -161,7 +166,7 @@ def test_scoring_finds_the_nats_collected_while_sampling(make_prior, monkeypatch
         nats.append(-logits.log_softmax(1).gather(1, codes[:, None])[:, 0])
         return codes
 
-    monkeypatch.setattr(drawing, "draw", watched)
+    monkeypatch.setattr(stepping, "draw", watched)
     codes = prior.sample_codes(CONDITIONS, sizes=(16, 8), seed=2)
     scores = prior.score(codes, CONDITIONS)
     assert torch.allclose(torch.stack(nats).sum(0), scores.nats, atol=1e-3)
@@ -188,7 +193,7 @@ def test_sizes_are_announced_drawn_and_given(make_prior):
 
 def test_the_first_numbers_of_a_sample_are_for_its_size(make_prior, monkeypatch):
     prior, numbers = make_prior(TWO), []
-    monkeypatch.setattr(drawing, "draw", lambda logits, u, settings: numbers.append(u) or draw(logits, u, settings))
+    monkeypatch.setattr(stepping, "draw", lambda logits, u, settings: numbers.append(u) or draw(logits, u, settings))
     prior.sample_codes(CONDITIONS, sizes=(8, 8), seed=4)
     given = torch.stack(numbers, 1)
     numbers.clear()

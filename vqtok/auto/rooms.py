@@ -16,7 +16,7 @@ from vqtok.image.configuration_image_vq import ImageVQConfig
 from vqtok.image.image_processing_image_vq import ImageVQImageProcessor
 from vqtok.image.modeling_image_vq import ImageVQModel
 from vqtok.modeling import VQPreTrainedModel
-from vqtok.prior import CodePriorConfig, CodePriorModel
+from vqtok.prior import PRIORS
 
 
 class Room(NamedTuple):
@@ -35,8 +35,9 @@ ROOMS = {
 for _model_type, _room in ROOMS.items():
     AutoConfig.register(_model_type, _room.config, exist_ok=True)
     AutoModel.register(_room.config, _room.model, exist_ok=True)
-AutoConfig.register(CodePriorConfig.model_type, CodePriorConfig, exist_ok=True)
-AutoModel.register(CodePriorConfig, CodePriorModel, exist_ok=True)
+for _model_type, (_config, _model) in PRIORS.items():
+    AutoConfig.register(_model_type, _config, exist_ok=True)
+    AutoModel.register(_config, _model, exist_ok=True)
 # Older transformers have no AutoImageProcessor without torchvision; VQTokenizer does not need it.
 with suppress(ImportError):
     # Resampling and rounding of the other back end differ, so there is only this one.

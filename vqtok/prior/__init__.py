@@ -1,15 +1,21 @@
 """The prior: a decoder-only transformer over codes, conditioned on text, a class, or nothing."""
 
 from .configuration_code_prior import CodePriorConfig
+from .known import Known
 from .modeling_code_prior import CodePriorModel
 from .sampling import CodeScores, SamplingSettings
 from .sequence import pad_conditions
 from .text import encode_prompts, train_text_tokenizer
 
+# Every kind of prior, by the model_type of its config.
+PRIORS = {CodePriorConfig.model_type: (CodePriorConfig, CodePriorModel)}
+
 __all__ = [
+    "PRIORS",
     "CodePriorConfig",
     "CodePriorModel",
     "CodeScores",
+    "Known",
     "SamplingSettings",
     "encode_prompts",
     "pad_conditions",

@@ -28,7 +28,10 @@ def check_codes(codes: Sequence[Tensor], sizes: Tensor | None, config: CodePrior
     if not batch:
         raise ValueError("codes hold no sample: give a batch of at least 1")
     check_grid(grid, config)
-    if sizes is not None:
+    if sizes is not None and config.stops:
+        if len(sizes) != batch or max(layout.grids(size)[0] for size in sizes.tolist()) != grid:
+            raise ValueError(f"sizes {sizes.tolist()[:8]} do not fit {batch} samples of up to {grid[0]} coarse frames")
+    elif sizes is not None:
         found = sorted({layout.grids(size)[0] for size in sizes.tolist()})
         if len(sizes) != batch or found != [grid]:
             raise ValueError(

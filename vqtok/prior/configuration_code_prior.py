@@ -13,9 +13,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from vqtok.codes import CodeLayout
 from vqtok.configuration import VQConfig, require
-from vqtok.vocabulary import CodeVocabulary
+from vqtok.vocabulary import CodeVocabulary, factors
 
-from .sequence import ORDERS
+from .sequence import ORDERS, SHIFTED, check_order
 
 CONDITIONS = ("text", "class", "none")
 DEFAULT_BACKBONE = {
@@ -54,7 +54,14 @@ class CodePriorConfig(VQConfig):
         text_size: number of text tokens (`len(tokenizer)`) or of classes; 0 without condition.
         max_text_length: the most tokens of a text.
         max_grid: the largest extent of the coarsest grid.
-        order: order of the codes in the sequence; "flat" is coarse to fine, each level in raster order.
+        order: how codes follow each other, see `vqtok.prior.sequence`: "flat" (one after another: coarse to fine, each level in raster
+            order, all codebooks of a place together), "delay" and "depth" for residual codebooks, "next_scale" level by level.
+        stops: a time series that ends by itself: laid out frame by frame, without announcing its length; before each coarse frame
+            it is decided whether there is one.
+        first_level: levels coarser than this one are given, not predicted: a finer stage of a cascade.
+        num_levels: how many levels are predicted; None for all from `first_level` on.
+        window: units of a window, for sequences longer than the context; None puts whole samples into the context.
+        depth_layers: of the small transformer over the codebooks of a place, in the order "depth".
         condition_dropout: chance that a training sample loses its condition, from which guidance and unconditional sampling live.
         backbone_config: config of any decoder-only model of transformers, as a dict with `model_type` or as a config object;
             a small Llama if absent. Its `vocab_size` is set from the vocabulary.
@@ -78,6 +85,11 @@ class CodePriorConfig(VQConfig):
     max_text_length: int = 64
     max_grid: int = 64
     order: str = "flat"
+    stops: bool = False
+    first_level: int = 0
+    num_levels: int | None = None
+    window: int | None = None
+    depth_layers: int = 2
     condition_dropout: float | int = 0.1
     backbone_config: dict[str, Any] | PreTrainedConfig | None = None
 
@@ -102,10 +114,22 @@ class CodePriorConfig(VQConfig):
             )
         require(1 <= self.max_text_length <= 1 << 16, self, "max_text_length", "from 1 to 65536")
         require(1 <= self.max_grid <= 1 << 20, self, "max_grid", "from 1 to 1048576")
-        require(self.order in ORDERS, self, "order", " or ".join(map(repr, ORDERS)))
+        require(self.order in self.orders, self, "order", " or ".join(map(repr, self.orders)))
+        most = len(layout.levels)
+        require(0 <= self.first_level < most, self, "first_level", f"from 0 to {most - 1}, a level of the layout")
+        least, rest = self.num_levels or most, most - self.first_level
+        require(
+            self.num_levels is None or 1 <= least <= rest, self, "num_levels", f"from 1 to {rest}, or None for the rest"
+        )
+        require(1 <= self.depth_layers <= 1 << 10, self, "depth_layers", "from 1 to 1024")
+        wide = self.window is None or 2 <= self.window <= 1 << 22
+        require(wide, self, "window", "from 2 to 4194304 units, or None")
+        require(self.window is None or self.order in SHIFTED, self, "window", f"None in the order {self.order!r}")
+        require(not (self.stops and self.first_level), self, "stops", "false for a prior that is given coarser levels")
         dropout = self.condition_dropout
         require(math.isfinite(dropout) and 0 <= dropout < 1, self, "condition_dropout", "a probability in [0, 1)")
         CodeVocabulary(layout, self.text_size, self.max_grid)
+        check_order(self.order, self.streams_per_level[self.own_levels], layout.ndim, self.stops)
         if self.extent > 1 << 22:
             raise ValueError(
                 f"CodePriorConfig.max_grid {self.max_grid} makes grids of up to {self.extent} codes along an axis at the finest level; "
@@ -116,6 +140,22 @@ class CodePriorConfig(VQConfig):
     def vocabulary(self) -> CodeVocabulary:
         """The ids of text, special tokens and codes."""
         return CodeVocabulary(CodeLayout.from_dict(self.layout), self.text_size, self.max_grid)
+
+    @property
+    def orders(self) -> tuple[str, ...]:
+        """The orders that a prior of this class can have."""
+        return ORDERS
+
+    @property
+    def own_levels(self) -> slice:
+        """The levels of the layout that are predicted."""
+        return slice(self.first_level, self.first_level + self.num_levels if self.num_levels else None)
+
+    @property
+    def streams_per_level(self) -> tuple[int, ...]:
+        """Codebooks of each level of the layout, factors of a large one counted as codebooks."""
+        levels = CodeLayout.from_dict(self.layout).levels
+        return tuple(level.num_codebooks * len(factors(level.codebook_size)) for level in levels)
 
     @property
     def ratios(self) -> tuple[int, ...]:
@@ -132,6 +172,21 @@ class CodePriorConfig(VQConfig):
     def prefix_length(self) -> int:
         """The position of the token `begin`, however long the condition before it is."""
         return self.max_text_length if self.condition == "text" else 1
+
+    @property
+    def depth_config(self) -> PreTrainedConfig:
+        """Of the small transformer over the codebooks of a place: a Llama as wide as the backbone."""
+        backbone, width = self.backbone_config, self.backbone_config.hidden_size
+        return CONFIG_MAPPING["llama"](
+            hidden_size=width,
+            intermediate_size=-(-8 * width // 3 // 32) * 32,
+            num_hidden_layers=self.depth_layers,
+            num_attention_heads=backbone.num_attention_heads,
+            num_key_value_heads=backbone.num_attention_heads,
+            max_position_embeddings=max(self.streams_per_level),
+            vocab_size=1,  # it reads vectors
+            pad_token_id=None,
+        )
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
         """The backbone's config: what transformers reads to make caches and masks."""

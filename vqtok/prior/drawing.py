@@ -1,6 +1,6 @@
 """Drawing codes from a prior, and asking it how likely codes are: `sample_codes` and `score`.
 
-Axis letters: B batch, A grid axes, T input tokens, P code positions, K entries of a stream, M width.
+Axis letters: B batch, A grid axes, L condition tokens, T input tokens, P code positions, M width.
 """
 
 from __future__ import annotations
@@ -18,14 +18,18 @@ from vqtok.modeling import evaluating
 
 from .checks import at_least_one, check_codes, check_guidance, condition_rows, size_rows
 from .fast import decoder_for
-from .sampling import CodeScores, SamplingSettings, checked_seed, draw, guide, uniforms
-from .sequence import order_table, pad_conditions, unflatten
+from .known import Known, check_fits, known_rows
+from .sampling import CodeScores, SamplingSettings, checked_seed, uniforms
+from .sequence import pad_conditions, unflatten
+from .stepping import Prompt, Stepping, draw_stream
+
+_ENDS = 1 << 20  # the stream of numbers that decide where a time series ends
 
 Condition = Sequence[Sequence[int] | None] | Sequence[int | None] | None
 
 
 class CodeDrawingMixin:
-    """What every prior over codes can do; the model supplies the network."""
+    """What every prior that predicts step after step can do; the model supplies the network."""
 
     @torch.no_grad()
     def sample_codes(
@@ -39,6 +43,7 @@ class CodeDrawingMixin:
         top_p: float | None = None,
         seed: int | None = None,
         batch_size: int = 64,
+        known: Known | Codes | None = None,
     ) -> Codes:
         """Return drawn codes: `num_samples` for the first condition, then for the second, and so on.
 
@@ -48,7 +53,8 @@ class CodeDrawingMixin:
         Args:
             condition: a list of lists of text tokens, or of class labels; None, as a whole or as an entry, is the null condition.
             sizes: `(ndim,)` in pixels, samples or bytes for all, or a list with one per condition; None draws the coarsest grid too,
-                and sizes are then whole multiples of the largest stride.
+                and sizes are then whole multiples of the largest stride. For a time series that ends by itself, the longest it may
+                become (None: `max_grid` coarse frames).
             num_samples: samples per condition, at least 1.
             guidance_scale: at least 0; 1 is no guidance.
             temperature: at least 0; 0 takes the likeliest code.
@@ -56,47 +62,67 @@ class CodeDrawingMixin:
             top_p: in (0, 1].
             seed: at least 0; None draws one from torch's global generator.
             batch_size: how many samples are drawn together; changes speed and memory only.
+            known: codes that are kept, one sample for all or one per condition: a beginning that is continued, an image of which a
+                part is drawn anew, or the coarser levels that a finer stage of a cascade is given. `Codes` are kept wholly, `Known`
+                says which of them. With None as `sizes` media get the size of the known ones.
 
         Returns:
             `Codes` of the prior's code space, on its device.
 
         Raises:
-            ValueError: a value out of its range, a condition or size the prior does not know, guidance without a null condition.
+            ValueError: a value out of its range, a condition or size the prior does not know, guidance without a null condition,
+                known codes that do not fit.
         """
         given = {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p}
         settings, seed = SamplingSettings.resolve(self.generation_config, **given), checked_seed(seed)
         check_guidance(settings.guidance_scale, self.config)
         num_samples, batch_size = at_least_one(num_samples, "num_samples"), at_least_one(batch_size, "batch_size")
         rows = condition_rows(condition, self.config)
+        kept = known_rows(known, len(rows), self.config)
         conditions = [row for row in rows for _ in range(num_samples)]
-        parts, order = [], []
+        layout, parts, order = self.vocabulary.layout, [], []
         with evaluating(self):
-            if sizes is None:
-                stride = self.vocabulary.layout.stride
-                extents = [
-                    self._draw_grids(conditions, part, settings, seed)
-                    for part in grouped([0] * len(conditions), batch_size)
-                ]
-                wanted = (stride * torch.cat(extents)).tolist()
+            if sizes is not None:
+                wanted = size_rows(sizes, len(rows), self.config)
+            elif self.config.stops:
+                wanted = [[self.config.max_grid * layout.stride]] * len(rows)
+            elif kept is not None:
+                wanted = kept.codes.sizes.tolist()
             else:
-                wanted = [size for size in size_rows(sizes, len(rows), self.config) for _ in range(num_samples)]
-            for indices in grouped([self.vocabulary.layout.padded(size) for size in wanted], batch_size):
-                parts.append(self._draw_codes(conditions, wanted, indices, settings, seed))
+                wanted = None
+            if wanted is None:
+                batches = grouped([0] * len(conditions), batch_size)
+                extents = [self._draw_grids(conditions, part, settings, seed) for part in batches]
+                wanted = (layout.stride * torch.cat(extents)).tolist()
+            else:
+                wanted = [size for size in wanted for _ in range(num_samples)]
+            if kept is not None:
+                kept = kept[[row for row in range(len(rows)) for _ in range(num_samples)]]
+                check_fits(kept, wanted, self.config)
+            for indices in grouped([layout.padded(size) for size in wanted], batch_size):
+                parts.append(self._draw_codes(conditions, wanted, indices, settings, seed, kept))
                 order += indices
         return Codes.cat(parts)[torch.tensor(order).argsort().tolist()]
 
     def _draw_grids(
         self, conditions: list[list[int]], indices: list[int], settings: SamplingSettings, seed: int
     ) -> Tensor:
-        """Extents `(B, A)` of the coarsest grid, for some of the samples."""
+        """Extents `(B, A)` of the coarsest grid, for some of the samples: one size token after another."""
         axes = self.vocabulary.layout.ndim
-        vectors_PM = self._place_vectors(self._shapes([(1,) * axes] * len(self.config.ratios)))[: 1 + axes]
-        streams = [(self.vocabulary.size_offset, self.vocabulary.max_grid)] * axes
-        numbers_BA = torch.stack([uniforms(seed, i, axes) for i in indices])
-        drawn_BA = self._draw(
-            [conditions[i] for i in indices], self._prefix(()), vectors_PM, streams, numbers_BA, settings
-        )
-        return 1 + drawn_BA.cpu()
+        stream = (self.vocabulary.size_offset, self.vocabulary.max_grid)
+        prompt = self._conditions([conditions[i] for i in indices], settings)
+        numbers_BA = torch.stack([uniforms(seed, i, axes) for i in indices]).to(self.device)
+        begin_T, prefix_TM, rows = self._prefix(()), self._prefix_vectors(), len(prompt.mask_BL)
+        seen = prompt.mask_BL.shape[1]
+        start = self.config.prefix_length - seen
+        self._check_length(start + seen + axes)
+        decoder, embed, drawn = decoder_for(self.backbone, rows, seen + axes, start), self.get_input_embeddings(), []
+        x_BTM = torch.cat([prompt.vectors_BLM, (embed(begin_T) + prefix_TM[:1]).expand(rows, -1, -1)], 1)
+        for axis in range(axes):
+            x_BTM = decoder(x_BTM, prompt.mask_so_far(seen + 1 + axis), True)
+            drawn.append(draw_stream(self, x_BTM[:, -1:], stream, numbers_BA[:, axis, None], settings, prompt.guided))
+            x_BTM = embed(drawn[-1]).repeat(prompt.halves, 1, 1) + prefix_TM[axis + 1]
+        return (1 + torch.cat(drawn, 1) - stream[0]).cpu()
 
     def _draw_codes(
         self,
@@ -105,63 +131,57 @@ class CodeDrawingMixin:
         indices: list[int],
         settings: SamplingSettings,
         seed: int,
+        kept: Known | None,
     ) -> Codes:
-        """Codes of some of the samples, all of one grid."""
-        layout = self.vocabulary.layout
-        shapes = self._shapes(layout.grids(sizes[indices[0]]))
-        table = order_table(shapes, self.config.order, self.device)
-        streams = [self._streams[name] for name in zip(table.level_P.tolist(), table.codebook_P.tolist(), strict=True)]
-        # The first numbers of a sample are for its size, whether it is drawn or given.
-        numbers_BP = torch.stack([uniforms(seed, i, layout.ndim + len(table))[layout.ndim :] for i in indices])
-        vectors_PM, prefix = self._place_vectors(shapes), self._prefix(shapes[0][1:])
-        drawn_BP = self._draw([conditions[i] for i in indices], prefix, vectors_PM, streams, numbers_BP, settings)
-        levels = self.vocabulary.merge(unflatten(drawn_BP, table))
-        return Codes(levels, torch.tensor([sizes[i] for i in indices]), layout, self.config.fingerprint)
+        """Codes of some of the samples, all of one grid (or, of time series that end by themselves, of one longest grid)."""
+        layout, config = self.vocabulary.layout, self.config
+        part = [sizes[i] for i in indices]
+        grids = layout.grids(part[0])
+        table = self._table(self._shapes(self._with_room(grids)))
+        # The first numbers of a sample are for its size, whether it is drawn or given; each stage of a cascade has its own.
+        skip = 0 if config.stops else layout.ndim
+        numbers = [uniforms(seed, i, skip + len(table), config.first_level)[skip:] for i in indices]
+        known, coarse = None, ()
+        if kept is not None:
+            kept = kept[indices]
+            known = kept.on_table(self.vocabulary, table, config.first_level, self.device)
+            coarse = tuple(level.to(self.device) for level in kept.codes.levels[: config.first_level])
+        ends = None
+        if config.stops:
+            ends = torch.stack([uniforms(seed, i, grids[0][0] + 1, _ENDS) for i in indices]).to(self.device)
+        ids_BP, frames_B = Stepping(
+            self,
+            table,
+            self._conditions([conditions[i] for i in indices], settings),
+            self._prefix(grids[0]),
+            coarse,
+            torch.stack(numbers).to(self.device),
+            settings,
+            known,
+            ends,
+        ).run()
+        names = zip(table.level_P.tolist(), table.codebook_P.tolist(), strict=True)
+        first_ids_P = torch.tensor([self._own_stream(*name)[0] for name in names], device=self.device)
+        levels = unflatten(ids_BP - first_ids_P, table)
+        if frames_B is not None:
+            levels = _cut(levels, frames_B)
+            part = [[min(size[0], n * layout.stride)] for size, n in zip(part, frames_B.tolist(), strict=True)]
+        levels = (*coarse, *self.vocabulary.merge(levels, config.first_level))
+        return Codes(levels, torch.tensor(part), layout, config.fingerprint)
 
-    def _draw(
-        self,
-        conditions: list[list[int]],
-        prefix: Tensor,
-        vectors_PM: Tensor,
-        streams: list[tuple[int, int]],
-        numbers_BP: Tensor,
-        settings: SamplingSettings,
-    ) -> Tensor:
-        """Entries `(B, P)` of the streams (offset, size), one after another: a pass for the prompt, then one per token."""
-        scale, null = settings.guidance_scale, [self.null_id]
-        guided = scale != 1 and any(ids != null for ids in conditions)
-        rows = [*conditions, *([null] * len(conditions) if guided else [])]
-        ids_BL, mask_BL = (value.to(self.device) for value in pad_conditions(rows))
-        is_padded = not bool(mask_BL.all())
-        mask_BT = F.pad(mask_BL, (0, len(prefix) + len(streams)), value=True)
-        # What the next pass reads: the prompt, then the token just drawn.
-        tokens_BT, places_PM = torch.cat([ids_BL, prefix.expand(len(rows), -1)], 1), vectors_PM[: len(prefix)]
-        seen, numbers_BP, drawn = tokens_BT.shape[1], numbers_BP.to(self.device), []
-        start, length = self.config.prefix_length - ids_BL.shape[1], seen + len(streams) - 1
-        self._check_length(start + length)
-        decoder = decoder_for(self.backbone, len(rows), length, start)
-        for step, (offset, size) in enumerate(streams):
-            x_BTM = decoder(self._inputs(tokens_BT, places_PM), mask_BT[:, : seen + step] if is_padded else None)
-            logits_BK = self._logits(x_BTM[:, -1], offset, size).float()
-            if guided:
-                logits_BK = guide(*logits_BK.chunk(2), scale)
-            drawn.append(draw(logits_BK, numbers_BP[:, step], settings))
-            tokens_BT = (drawn[-1] + offset).repeat(2 if guided else 1)[:, None]
-            at = len(prefix) + step
-            places_PM = vectors_PM[at : at + 1]
-        if not bool(torch.isfinite(logits_BK).all()):  # not-a-number stays in the cache, so the last step shows it
-            raise ValueError(
-                "this prior gives logits that are not finite: its training diverged (train again with a lower learning rate), or its "
-                f"weights overflow in {self.dtype} (load it with dtype float32)"
-            )
-        return torch.stack(drawn, 1)
+    def _conditions(self, rows: list[list[int]], settings: SamplingSettings) -> Prompt:
+        """Conditions as vectors, with the null condition as a second half where there is something to guide away from."""
+        null = [self.null_id]
+        guided = settings.guidance_scale != 1 and any(ids != null for ids in rows)
+        ids_BL, mask_BL = pad_conditions([*rows, *([null] * len(rows) if guided else [])])
+        return Prompt(self.get_input_embeddings()(ids_BL.to(self.device)), mask_BL.to(self.device), guided)
 
     @torch.no_grad()
     def score(self, codes: Codes, condition: Condition = None, batch_size: int = 64) -> CodeScores:
         """Return how likely the prior finds codes, given their sizes and conditions.
 
         Args:
-            codes: all levels and codebooks, of any sizes.
+            codes: all levels and codebooks, of any sizes. A prior that is given coarser levels scores the finer ones, given these.
             condition: one entry per sample, as for `sample_codes`; None is the null condition for all.
             batch_size: how many samples are scored together; changes speed and memory only.
 
@@ -176,23 +196,27 @@ class CodeDrawingMixin:
         if self.config.fingerprint is not None and codes.fingerprint is not None:
             check_fingerprint(self.config.fingerprint, codes.fingerprint, "these codes")
         conditions = condition_rows(condition, self.config, len(codes))
-        maps = [torch.zeros(level.shape, device=self.device) for level in codes.levels]
+        own = self.config.own_levels
+        maps = [torch.zeros(level.shape, device=self.device) for level in codes.levels[own]]
         sizes = codes.sizes.tolist()
         with evaluating(self):
             for indices in grouped([layout.padded(size) for size in sizes], at_least_one(batch_size, "batch_size")):
                 part = codes[indices]
                 check_codes(part.levels, part.sizes, self.config)
-                padded = (value.to(self.device) for value in pad_conditions([conditions[i] for i in indices]))
-                nats_BP, _, table = self._nats(part.levels, *padded)
-                for level, nats in enumerate(unflatten(nats_BP, table)):
+                prompt = self._conditions([conditions[i] for i in indices], SamplingSettings())
+                sequence = self._sequence(part.levels, part.sizes, prompt.vectors_BLM, prompt.mask_BL)
+                nats_BP, _ = self._nats_of_windows(sequence, 0, sequence.units)
+                nats_BP = F.pad(nats_BP, (0, len(sequence.table) - nats_BP.shape[1]))
+                rows = torch.tensor(indices, device=self.device)
+                for target, nats, level in zip(maps, unflatten(nats_BP, sequence.table), part.levels[own], strict=True):
                     # -ln p of a factorised code is the sum over its factors.
-                    nats = nats.unflatten(1, (layout.levels[level].num_codebooks, -1)).sum(2)
-                    where = (torch.tensor(indices, device=self.device), slice(None), *map(slice, nats.shape[2:]))
-                    maps[level][where] = nats
+                    nats = nats.unflatten(1, (level.shape[1], -1)).sum(2)
+                    inside = tuple(map(slice, level.shape[2:]))
+                    target[(rows, slice(None), *inside)] = nats[(slice(None), slice(None), *inside)]
         per_level = [
             [
                 level.num_codebooks * math.prod(grid)
-                for level, grid in zip(layout.levels, layout.grids(size), strict=True)
+                for level, grid in zip(layout.levels[own], layout.grids(size)[own], strict=True)
             ]
             for size in sizes
         ]
@@ -200,6 +224,16 @@ class CodeDrawingMixin:
         sums = torch.stack([nats.flatten(1).sum(1) for nats in maps], 1)
         units = torch.tensor([math.prod(size) for size in sizes], device=self.device)
         return CodeScores(sums.sum(1), sums / counts, tuple(maps), sums.sum(1) / math.log(2) / units)
+
+
+def _cut(levels: Sequence[Tensor], frames_B: Tensor) -> list[Tensor]:
+    """Levels of time series without what lies behind the last frame of each."""
+    out, longest = [], int(frames_B.max())
+    ratios = [values.shape[2] // levels[0].shape[2] for values in levels]
+    for values, ratio in zip(levels, ratios, strict=True):
+        cell = torch.arange(longest * ratio, device=values.device) // ratio
+        out.append(values[..., : longest * ratio] * (cell < frames_B[:, None])[:, None])
+    return out
 
 
 def grouped(keys: Sequence[Hashable], batch_size: int) -> list[list[int]]:

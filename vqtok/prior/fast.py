@@ -40,6 +40,9 @@ class Decoder(Protocol):
 
     def __call__(self, x_BTM: Tensor, mask_BS: Tensor | None, causal: bool = True) -> Tensor: ...
 
+    def restart(self) -> None:
+        """Forget all tokens, for another batch of sequences of the same shape."""
+
 
 def decoder_for(backbone: nn.Module, batch: int, length: int, start: int) -> Decoder:
     """A decoder for one batch of sequences of `length` tokens in all, the first of which stand at the position `start`."""
@@ -52,8 +55,12 @@ class CachedDecoder:
     """Any backbone of transformers, with its growing cache. (A static one attends to all of its length at every step.)"""
 
     def __init__(self, backbone: Any, start: int):
-        self.backbone, self.position = backbone, start
-        self.cache = DynamicCache(config=backbone.config)
+        self.backbone, self.start = backbone, start
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget all tokens."""
+        self.position, self.cache = self.start, DynamicCache(config=self.backbone.config)
 
     def __call__(self, x_BTM: Tensor, mask_BS: Tensor | None, causal: bool = True) -> Tensor:
         batch, length, _ = x_BTM.shape
@@ -113,6 +120,10 @@ class FastDecoder:
         self.cache = weight.new_empty(shape)
         self.seen = 0
         self.layers = [_packed(layer) for layer in backbone.layers]
+
+    def restart(self) -> None:
+        """Forget all tokens; the cache is written over."""
+        self.seen = 0
 
     def __call__(self, x_BTM: Tensor, mask_BS: Tensor | None, causal: bool = True) -> Tensor:
         """Hidden states `(B, T, M)` of the next tokens, given their input vectors.

@@ -17,7 +17,7 @@ from transformers import DynamicCache, GenerationMixin
 from vqtok.outputs import CodePriorOutput
 
 from .checks import check_grid
-from .sequence import Shapes, order_table
+from .sequence import Shapes
 
 
 class CodeGenerationMixin(GenerationMixin):
@@ -27,8 +27,9 @@ class CodeGenerationMixin(GenerationMixin):
         """As transformers does it: after the last code comes `null` and generation ends. It knows no null condition, so no guidance.
 
         Raises:
-            ValueError: a guidance_scale other than 1.
+            ValueError: a guidance_scale other than 1, or an order that is not one code after another.
         """
+        self._check_plain()
         stored = getattr(generation_config or self.generation_config, "guidance_scale", None)
         scale = kwargs.get("guidance_scale", stored)
         if scale not in (None, 1):
@@ -49,6 +50,7 @@ class CodeGenerationMixin(GenerationMixin):
         history_ids: Tensor | None,
         use_cache: bool | None,
     ) -> CodePriorOutput:
+        self._check_plain()
         length = input_ids.shape[1]
         seen = cache.get_seq_length() if cache is not None else 0
         history_ids = input_ids if history_ids is None else history_ids
@@ -70,12 +72,22 @@ class CodeGenerationMixin(GenerationMixin):
         behind = range(seen - begin, seen - begin + length)
         vectors = {shape: self._vectors_behind(shape, behind) for shape in set(shapes)}
         places_BTM = torch.stack([vectors[shape] for shape in shapes])
-        x_BTM = self._run(input_ids, places_BTM, attention_mask, cache, start)
+        self._check_length(start + length)
+        x_BTM = self.backbone(
+            inputs_embeds=self.get_input_embeddings()(input_ids) + places_BTM,
+            attention_mask=attention_mask,
+            position_ids=torch.arange(start, start + length, device=input_ids.device)[None],
+            past_key_values=cache,
+            use_cache=cache is not None,
+        ).last_hidden_state
         return CodePriorOutput(logits=self._all_logits(x_BTM, shapes, behind), past_key_values=cache)
 
     def _vectors_behind(self, shapes: Shapes, behind: range) -> Tensor:
         """Place vectors `(T, M)`: zero for the condition; tokens behind the last code, where a shorter sample ends, repeat its place."""
-        vectors_PM = self._place_vectors(shapes)
+        vectors = self._unit_vectors(self._table(shapes))
+        # The last token of the prefix is unit 0; behind the last code nothing is predicted.
+        last_M = vectors.place_PM[len(vectors.unit_UM) - 1]
+        vectors_PM = torch.cat([vectors.prefix_TM, vectors.unit_UM[1:], last_M[None]])
         index_T = torch.tensor(behind, device=vectors_PM.device)
         return vectors_PM[index_T.clamp(0, len(vectors_PM) - 1)] * (index_T >= 0)[:, None]
 
@@ -95,12 +107,20 @@ class CodeGenerationMixin(GenerationMixin):
 
     def _follows(self, shapes: Shapes, behind: range) -> list[tuple[int, int]]:
         """The ids (offset, count) that can follow each token."""
-        table, axes = order_table(shapes, self.config.order), self.vocabulary.layout.ndim
+        table, axes = self._table(shapes), self.vocabulary.layout.ndim
         streams = [self._streams[name] for name in zip(table.level_P.tolist(), table.codebook_P.tolist(), strict=True)]
         sizes = [(self.vocabulary.size_offset, self.vocabulary.max_grid)] * axes
         after = [*sizes, *streams]
         begin, end = (self.vocabulary.special_id("begin"), 1), (self.null_id, 1)
         return [begin if at < 0 else after[at] if at < len(after) else end for at in behind]
+
+    def _check_plain(self) -> None:
+        config = self.config
+        if config.order != "flat" or config.stops or config.first_level or config.window or config.num_levels:
+            raise ValueError(
+                "generate and input_ids are for a prior of all levels in the order 'flat', without windows, of media that announce "
+                f"their size; this one has order {config.order!r}: use sample_codes and score"
+            )
 
     def _begin_column(self, history_ids: Tensor) -> int:
         """The column of `begin`, the same in all rows; the next one if it is still to come."""

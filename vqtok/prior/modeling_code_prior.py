@@ -1,55 +1,64 @@
-"""The prior: a decoder-only transformer over codes. What is about codes is here; the transformer is any of transformers'.
+"""The prior: a decoder-only transformer over codes, in any order that predicts step after step.
 
-A sample is the sequence
-
-    [condition, padded on the left]  begin  one size token per axis  codes of level 0 ... codes of the finest level
-
-The size tokens announce the coarsest grid. Without a condition its place holds the one learned token `null`. The token `begin`
-stands at the same position whatever the length of the condition. A position is predicted over the entries of its own stream only.
-
-Axis letters: B batch, A grid axes, L condition tokens, T input tokens, P code positions, K entries of a stream, M width.
+Axis letters: B batch, A grid axes, L condition tokens, T input tokens, U units, P code positions, N some positions, Q codebooks, M width.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModel, GenerationConfig, PreTrainedModel
-from transformers import initialization as init
+from transformers import AutoModel
 
-from vqtok.modeling import load_checked
 from vqtok.outputs import CodePriorOutput
 
 from .checks import check_codes, check_condition
 from .configuration_code_prior import CodePriorConfig
 from .drawing import CodeDrawingMixin
 from .generation import CodeGenerationMixin
-from .sequence import OrderTable, Shapes, flatten, order_table, places, replace_conditions
+from .network import CodePriorPreTrainedModel, UnitVectors, attention_bias
+from .sequence import OrderTable, Run, Windows, as_slice, flatten, replace_conditions
 
 
-class PlaceEmbedding(nn.Module):
-    """Learned vectors of where a token stands: level, codebook, and each coordinate of the finest grid, summed."""
+class _Sequence(NamedTuple):
+    """A batch of codes as the transformer will see it.
 
-    def __init__(self, num_levels: int, num_codebooks: int, extent: int, axes: int, width: int):
-        super().__init__()
-        self.level = nn.Embedding(num_levels + 1, width)
-        self.codebook = nn.Embedding(num_codebooks, width)
-        self.coords = nn.ModuleList(nn.Embedding(extent + 1, width) for _ in range(axes))
+    Attributes:
+        ids_BP: ids of the codes in the table's order, and one more column that stands for no code.
+        counted_BP: which codes are no padding.
+        valid_BP: the same for `ids_BP`; None where there is no padding.
+        given_BUM: what given levels add to each unit.
+        frames_B: lengths of time series that end by themselves.
+        prompt_BTM: input vectors of condition, begin and sizes.
+        mask_BL: false for padding among the condition.
+        prefix_T: ids of begin and sizes.
+        units: how many units are needed.
+    """
 
-    def forward(self, level_P: Tensor, codebook_P: Tensor, coord_PA: Tensor) -> Tensor:
-        """Vectors `(P, M)`."""
-        x_PM = self.level(level_P) + self.codebook(codebook_P)
-        for table, coord_P in zip(self.coords, coord_PA.unbind(1), strict=True):
-            x_PM = x_PM + table(coord_P)
-        return x_PM
+    table: OrderTable
+    vectors: UnitVectors
+    ids_BP: Tensor
+    counted_BP: Tensor
+    valid_BP: Tensor | None
+    given_BUM: Tensor | None
+    frames_B: Tensor | None
+    prompt_BTM: Tensor
+    mask_BL: Tensor
+    prefix_T: Tensor
+    units: int
 
 
-class CodePriorModel(PreTrainedModel, CodeDrawingMixin, CodeGenerationMixin):
+class _Runs(NamedTuple):
+    """Streams, and where each position is when they are laid one after another."""
+
+    runs: tuple[Run, ...]
+    order_N: Tensor
+
+
+class CodePriorModel(CodePriorPreTrainedModel, CodeDrawingMixin, CodeGenerationMixin):
     """A prior over codes: trains on them (`forward`), draws them (`sample_codes`), tells how likely they are (`score`).
 
     Example:
@@ -63,64 +72,16 @@ class CodePriorModel(PreTrainedModel, CodeDrawingMixin, CodeGenerationMixin):
         ((2, 1, 4, 3), (2,))
     """
 
-    config: CodePriorConfig
-    config_class = CodePriorConfig
-    base_model_prefix = "backbone"
-    main_input_name = "input_ids"
-    input_modalities = ("text",)
-    supports_gradient_checkpointing = True
-    # The backbone decides when it is built; these let a choice through to it.
-    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
-
     def __init__(self, config: CodePriorConfig):
         super().__init__(config)
-        self.vocabulary = config.vocabulary
-        # The dtype of the whole, not the one that a saved backbone_config remembers.
-        self.backbone = AutoModel.from_config(config.backbone_config, dtype=torch.get_default_dtype())
-        _check_backbone(self.backbone)
-        layout, width, streams = self.vocabulary.layout, config.backbone_config.hidden_size, self.vocabulary.streams
-        num_codebooks = max(layout.ndim, *(stream.codebook + 1 for stream in streams))
-        dims = (len(layout.levels), num_codebooks, config.extent, layout.ndim, width)
-        self.place_embed, self.next_place_embed = PlaceEmbedding(*dims), PlaceEmbedding(*dims)
-        # Rows for what is predicted, sizes and codes: row 0 belongs to the id `vocabulary.size_offset`.
-        self.lm_head = nn.Linear(width, self.vocabulary.size - self.vocabulary.size_offset, bias=False)
-        self._streams = {(stream.level, stream.codebook): (stream.offset, stream.size) for stream in streams}
-        # What `generate` of transformers reads too: null follows the last code, and top_k 0 keeps all.
-        end = {"eos_token_id": self.null_id, "pad_token_id": self.null_id, "max_length": self.max_length}
-        defaults = {"do_sample": True, "guidance_scale": 1.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
-        self.generation_config = GenerationConfig(**defaults, **end)
+        width = config.backbone_config.hidden_size
+        if config.order == "depth":
+            self.depth = AutoModel.from_config(config.depth_config, dtype=torch.get_default_dtype())
+            self.depth_embed = nn.Embedding(len(self._streams), width)
+        if config.stops:
+            self.end_head = nn.Linear(width, 1)
+        self._windows = None if config.window is None else Windows(config.window, config.window // 2)
         self.post_init()
-
-    @property
-    def null_id(self) -> int:
-        """The id of the learned token that stands for no condition."""
-        return self.vocabulary.special_id("null")
-
-    @property
-    def max_length(self) -> int:
-        """The longest sequence of the backbone; a few backbones name no limit."""
-        return getattr(self.config.backbone_config, "max_position_embeddings", 1 << 20)
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The backbone's table of `vocabulary.padded_size` rows."""
-        return self.backbone.get_input_embeddings()
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        # The backbone initialises itself; these functions leave alone what was loaded from a file.
-        if isinstance(module, nn.Embedding | nn.Linear):
-            init.normal_(module.weight, mean=0.0, std=0.02)
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):  # type: ignore[no-untyped-def]
-        """As transformers does, but safetensors only, and every weight must be there and fit.
-
-        Raises:
-            OSError: the folder or repository has no safetensors.
-            ValueError: the file is damaged, or weights are missing from it, unknown, or of another shape than the config says;
-                they are named.
-        """
-        return load_checked(super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs)
 
     # -- training
 
@@ -140,8 +101,9 @@ class CodePriorModel(PreTrainedModel, CodeDrawingMixin, CodeGenerationMixin):
         """Return the loss of codes, or for `input_ids` the logits that `generate` of transformers reads.
 
         Args:
-            codes: all levels, coarse to fine, each int64 `(B, Q, *grid)`; one grid for the whole batch.
-            sizes: int64 `(B, ndim)` in pixels, samples or bytes; checked against the grid.
+            codes: all levels, coarse to fine, each int64 `(B, Q, *grid)`; one grid for the whole batch, but time series that end by
+                themselves may be of different length, padded on the right.
+            sizes: int64 `(B, ndim)` in pixels, samples or bytes; checked against the grid, and the lengths of such series.
             condition_ids: int64 `(B, L)` text tokens padded on the left, or `(B,)` class labels; None is the null condition. In train
                 mode conditions become null with probability `condition_dropout` (torch's global CPU generator decides).
             condition_mask: `(B, L)`, true for tokens, false for padding; None if nothing is padding. A row of padding alone is null.
@@ -173,98 +135,170 @@ class CodePriorModel(PreTrainedModel, CodeDrawingMixin, CodeGenerationMixin):
             if self.training and self.config.condition_dropout:
                 null_B = null_B | (torch.rand(batch) < self.config.condition_dropout).to(self.device)
             ids_BL, mask_BL = replace_conditions(ids_BL, mask_BL, null_B, self.null_id)
-        nats_BP, size_nats_BA, table = self._nats(codes, ids_BL, mask_BL)
-        sums = torch.zeros(len(codes), device=self.device).index_add(0, table.level_P, nats_BP.detach().sum(0))
-        counts = torch.tensor([values.numel() for values in codes], device=self.device)
-        loss = (nats_BP.sum() + size_nats_BA.sum()) / (nats_BP.numel() + size_nats_BA.numel())
-        return CodePriorOutput(loss=loss, nats_per_code=sums / counts)
+        sequence = self._sequence(codes, sizes, self.get_input_embeddings()(ids_BL), mask_BL)
+        first, last = 0, sequence.units
+        if self._windows is not None:
+            starts = self._windows.starts(last)
+            first = starts[int(torch.randint(len(starts), ()))] if self.training else 0
+            last = min(last, first + self._windows.length) if self.training else last
+        nats_BN, more = self._nats_of_windows(sequence, first, last)
+        levels = len(sequence.table.shapes)
+        here = slice(*self._positions(sequence.table, first, last))
+        level_N, counted_BN = sequence.table.level_P[here], sequence.counted_BP[:, here]
+        sums = torch.zeros(levels, device=self.device).index_add(0, level_N, nats_BN.detach().sum(0))
+        counts = torch.zeros(levels, device=self.device).index_add(0, level_N, counted_BN.sum(0, dtype=torch.float32))
+        loss = (nats_BN.sum() + more.sum()) / (counts.sum() + more.numel())
+        # Of a codebook of several factors the nats add up.
+        factors = torch.tensor(
+            [s[0] / v.shape[1] for s, v in zip(sequence.table.shapes, codes[self.config.own_levels], strict=True)]
+        )
+        return CodePriorOutput(loss=loss, nats_per_code=sums * factors.to(sums) / counts.clamp(min=1))
 
-    def _nats(self, codes: Sequence[Tensor], ids_BL: Tensor, mask_BL: Tensor) -> tuple[Tensor, Tensor, OrderTable]:
-        """-ln p, float32, of every code `(B, P)` in the order of the table, and of every size token `(B, A)`."""
+    def _sequence(
+        self, codes: Sequence[Tensor], sizes: Tensor | None, condition_BLM: Tensor, mask_BL: Tensor
+    ) -> _Sequence:
+        """Everything that a batch of codes becomes before it meets the transformer."""
+        config, batch = self.config, len(codes[0])
+        grid = tuple(codes[0].shape[2:])
+        frames_B = None
+        if config.stops:
+            stride = self.vocabulary.layout.stride
+            full = torch.full((batch,), grid[0])
+            frames_B = (full if sizes is None else -(-sizes[:, 0].cpu() // stride)).to(self.device)
+            room = self._with_room([values.shape[2:] for values in codes])
+            codes = [F.pad(values, (0, n - values.shape[2])) for values, (n,) in zip(codes, room, strict=True)]
         levels = self.vocabulary.to_ids([values.to(self.device) for values in codes])
         shapes = tuple(tuple(values.shape[1:]) for values in levels)
-        table, axes = order_table(shapes, self.config.order, self.device), self.vocabulary.layout.ndim
-        codes_BP = flatten(levels, table)
-        prefix_BT = self._prefix(shapes[0][1:]).expand(len(ids_BL), -1)
-        tokens_BT = torch.cat([ids_BL, prefix_BT, codes_BP[:, :-1]], 1)
-        padding = tokens_BT.shape[1] - ids_BL.shape[1]
-        mask_BT = None if bool(mask_BL.all()) else F.pad(mask_BL, (0, padding), value=True)
-        # From begin on: what stands at position p predicts position p + 1.
-        x_BTM = self._run(tokens_BT, self._place_vectors(shapes)[:-1], mask_BT)[:, ids_BL.shape[1] :]
-        sizes = (self.vocabulary.size_offset, self.vocabulary.max_grid)
-        size_nats_BA = self._stream_nats(x_BTM[:, :axes], prefix_BT[:, 1:], *sizes)
-        x_BPM = x_BTM[:, axes:]
-        parts = [
-            self._stream_nats(
-                x_BPM[:, run.positions], codes_BP[:, run.positions], *self._streams[run.level, run.codebook]
-            )
-            for run in table.runs
-        ]
-        return torch.cat(parts, 1)[:, table.from_runs_P], size_nats_BA, table
+        table = self._table(shapes)
+        ids_BP = F.pad(flatten(levels[config.own_levels], table), (0, 1))
+        valid_BP, units = None, len(table.step_U)
+        counted_BP = torch.ones_like(ids_BP[:, :-1], dtype=torch.bool)
+        if frames_B is not None:
+            counted_BP = table.frame_P < frames_B[:, None]
+            valid_BP = F.pad(counted_BP, (0, 1))
+            last = int(table.step_P[table.frame_P < grid[0]].max())
+            ending = next(index for index, step in enumerate(table.steps) if step.frame == grid[0])
+            units = max(last, ending) + 1
+        vectors = self._unit_vectors(table)
+        given_BUM = self._given(codes, table)
+        prefix_T = self._prefix(grid)
+        prompt_BTM = self._prompt(condition_BLM, prefix_T, vectors, given_BUM, table.shifted)
+        return _Sequence(
+            table, vectors, ids_BP, counted_BP, valid_BP, given_BUM, frames_B, prompt_BTM, mask_BL, prefix_T, units
+        )
 
-    def _stream_nats(self, x_BNM: Tensor, ids_BN: Tensor, offset: int, size: int) -> Tensor:
-        logits_XK = self._logits(x_BNM, offset, size).flatten(0, 1).float()
-        return F.cross_entropy(logits_XK, (ids_BN - offset).flatten(), reduction="none").view(ids_BN.shape)
+    def _nats_of_windows(self, sequence: _Sequence, first: int, last: int) -> tuple[Tensor, Tensor]:
+        """As `_nats`, of units [first, last), each in the window that predicts it."""
+        if self._windows is None or last - first <= self._windows.length:
+            return self._nats(sequence, first, first, last)
+        parts, done = [], first
+        for start in self._windows.starts(last):
+            end = min(last, start + self._windows.length)
+            parts.append(self._nats(sequence, start, done, end))
+            done = end
+        # The size tokens are predicted in the first window, ends in each.
+        more = [part[1] for part in parts]
+        return torch.cat([part[0] for part in parts], 1), more[0] if not self.config.stops else torch.cat(more)
 
-    def _logits(self, x_M: Tensor, offset: int, size: int) -> Tensor:
-        """Logits over the ids [offset, offset + size) alone."""
-        first = offset - self.vocabulary.size_offset
-        return F.linear(x_M, self.lm_head.weight[first : first + size])
-
-    def _run(
-        self, tokens_BT: Tensor, places_PM: Tensor, mask_BT: Tensor | None, cache: Any = None, start: int | None = None
-    ) -> Tensor:
-        """Hidden states `(B, T, M)` of tokens, the last of which stand at `places_PM`.
+    def _nats(self, sequence: _Sequence, start: int, first: int, last: int) -> tuple[Tensor, Tensor]:
+        """-ln p, float32, of the codes that units [first, last) predict, `(B, N)`, 0 for padding; and of what else is predicted.
 
         Args:
-            mask_BT: `(B, cached + T)`, or None if nothing is padding.
-            start: the position of the first token; None puts the first token with a place (begin) at its fixed position.
+            start: the first unit that the transformer sees.
+
+        Returns:
+            The second is `(B, A)` for the size tokens, or flat for the ends of time series.
         """
-        length, without_place = tokens_BT.shape[1], tokens_BT.shape[1] - places_PM.shape[-2]
-        start = self.config.prefix_length - without_place if start is None else start
-        self._check_length(start + length)
-        return self.backbone(
-            inputs_embeds=self._inputs(tokens_BT, places_PM),
-            attention_mask=None if mask_BT is None else mask_BT.long(),
-            position_ids=torch.arange(start, start + length, device=tokens_BT.device)[None],
-            past_key_values=cache,
-            use_cache=cache is not None,
-        ).last_hidden_state
-
-    def _inputs(self, tokens_BT: Tensor, places_PM: Tensor) -> Tensor:
-        """Input vectors `(B, T, M)` of tokens, the last of which stand at `places_PM`."""
-        without_place = tokens_BT.shape[1] - places_PM.shape[-2]
-        return self.get_input_embeddings()(tokens_BT) + F.pad(places_PM, (0, 0, without_place, 0))
-
-    def _check_length(self, length: int) -> None:
-        if length > self.max_length:
-            raise ValueError(
-                f"a sequence of {length} tokens is longer than the backbone's max_position_embeddings {self.max_length}: "
-                "use smaller media, or make the prior with a larger one in backbone_config"
-            )
-
-    def _place_vectors(self, shapes: Shapes) -> Tensor:
-        """`(1 + A + P, M)` for begin, sizes and codes: where each stands, and, from other tables, where the next one will."""
-        here = places(shapes, self.config.ratios, self.config.extent, self.config.order, self.device)
-        rows = (here.level_P, here.codebook_P, here.coord_PA)
-        return self.place_embed(*(row[:-1] for row in rows)) + self.next_place_embed(*(row[1:] for row in rows))
-
-    def _prefix(self, grid: Sequence[int]) -> Tensor:
-        """Ids `(1 + A,)` of begin and of the tokens that announce the coarsest grid."""
-        sizes = [self.vocabulary.size_offset + extent - 1 for extent in grid]
-        return torch.tensor([self.vocabulary.special_id("begin"), *sizes], device=self.device)
-
-    def _shapes(self, grids: Sequence[Sequence[int]]) -> Shapes:
-        """`(Q, *grid)` of each level, factors of a codebook counted as codebooks."""
-        streams = [sum(level == name[0] for name in self._streams) for level in range(len(grids))]
-        return tuple((count, *grid) for count, grid in zip(streams, grids, strict=True))
-
-
-def _check_backbone(backbone: nn.Module) -> None:
-    needed = {"inputs_embeds", "attention_mask", "position_ids", "past_key_values"}
-    missing = needed - set(inspect.signature(backbone.forward).parameters)
-    if missing:
-        raise ValueError(
-            f"{type(backbone).__name__} takes no {', '.join(sorted(missing))} and cannot be a backbone: "
-            "choose an attention decoder such as 'llama', 'gpt2', 'qwen3' or 'mistral'"
+        table, config = sequence.table, self.config
+        own = slice(max(start, int(table.shifted)), last)  # unit 0 of a shifted order is in the prompt
+        units_BUM = self._unit_inputs(
+            sequence.ids_BP, table, sequence.vectors, own, sequence.given_BUM, sequence.valid_BP, table.has_gaps
         )
+        x_BTM = torch.cat([sequence.prompt_BTM, units_BUM], 1)
+        length, mask_BL = sequence.prompt_BTM.shape[1], sequence.mask_BL
+        mask = None if bool(mask_BL.all()) else F.pad(mask_BL, (0, x_BTM.shape[1] - mask_BL.shape[1]), value=True)
+        if not table.shifted:
+            step_T = torch.cat([torch.arange(-length, 0, device=self.device), table.step_U[own]])
+            mask = attention_bias(mask, step_T, x_BTM.dtype)
+        x_BTM = self._run(x_BTM, config.prefix_length - mask_BL.shape[1], mask)
+        begin, axes = mask_BL.shape[1], len(sequence.prefix_T) - 1
+        x_BUM = x_BTM[:, length - int(table.shifted and start == 0) :][:, first - start :]
+        low, high = self._positions(table, first, last)
+        ids_BN, runs = sequence.ids_BP[:, low:high], self._runs(table, low, high)
+        x_BNM = self._predictors(x_BUM, ids_BN, table, first, low, high)
+        parts = [
+            self._stream_nats(
+                x_BNM[:, run.positions], ids_BN[:, run.positions], *self._own_stream(run.level, run.codebook)
+            )
+            for run in runs.runs
+        ]
+        nats_BN = torch.cat(parts, 1)[:, runs.order_N]
+        if sequence.valid_BP is not None:
+            nats_BN = nats_BN * sequence.valid_BP[:, low:high]
+        if config.stops:
+            return nats_BN, self._end_nats(x_BUM, sequence, first, last)
+        if config.first_level or start:  # the sizes are known
+            axes = 0
+        sizes = (self.vocabulary.size_offset, self.vocabulary.max_grid)
+        announced = sequence.prefix_T[1 : 1 + axes].expand(len(x_BTM), -1)
+        return nats_BN, self._stream_nats(x_BTM[:, begin : begin + axes], announced, *sizes)
+
+    def _end_nats(self, x_BUM: Tensor, sequence: _Sequence, first: int, last: int) -> Tensor:
+        """-ln p of "there is one more frame", or of "there is none", before each frame of each sample but its first, flat."""
+        starts = [
+            (index - first, step.frame)
+            for index, step in enumerate(sequence.table.steps[first:last], first)
+            if step.frame
+        ]
+        if not starts:
+            return x_BUM.new_zeros(0, dtype=torch.float32)
+        unit_N, frame_N = torch.tensor(starts, device=self.device).T
+        frames_B1 = sequence.frames_B[:, None]
+        ended_BN, asked_BN = frame_N >= frames_B1, frame_N <= frames_B1
+        logit_BN = self.end_head(x_BUM[:, unit_N])[..., 0].float()
+        return F.binary_cross_entropy_with_logits(logit_BN[asked_BN], ended_BN[asked_BN].float(), reduction="none")
+
+    def _predictors(self, x_BUM: Tensor, ids_BN: Tensor, table: OrderTable, first: int, low: int, high: int) -> Tensor:
+        """`(B, N, M)`, what each of the positions [low, high) is predicted from, given the hidden states of units from `first` on."""
+        unit_N = table.unit_P[low:high] - first
+        x_BNM = x_BUM if len(unit_N) == x_BUM.shape[1] else x_BUM[:, unit_N]
+        if self.config.order != "depth":
+            return x_BNM
+        out_BNM = torch.empty_like(x_BNM)
+        for level, (streams, *_) in enumerate(table.shapes):
+            here = as_slice((table.level_P[low:high] == level).nonzero()[:, 0].cpu(), self.device)
+            h_XQM = x_BNM[:, here].unflatten(1, (-1, streams)).flatten(0, 1) + self._depth_places(level)
+            before_XQ = ids_BN[:, here].unflatten(1, (-1, streams)).flatten(0, 1)[:, :-1]
+            h_XQM = h_XQM + F.pad(self.get_input_embeddings()(before_XQ), (0, 0, 1, 0))
+            h_XQM = self.depth(inputs_embeds=h_XQM, use_cache=False).last_hidden_state
+            out_BNM[:, here] = h_XQM.unflatten(0, (len(x_BNM), -1)).flatten(1, 2)
+        return out_BNM
+
+    def _depth_places(self, level: int) -> Tensor:
+        """`(Q, M)`: which stream each token of the small transformer predicts."""
+        names = list(self._streams)
+        at = [index for index, (of, _) in enumerate(names) if of == level + self.config.first_level]
+        return self.depth_embed.weight[at[0] : at[-1] + 1]
+
+    @staticmethod
+    def _positions(table: OrderTable, first: int, last: int) -> tuple[int, int]:
+        """The positions that units [first, last) predict, [low, high)."""
+        if first == 0 and last == len(table.step_U):
+            return 0, len(table)
+        bounds = torch.tensor([first, last], device=table.unit_P.device)
+        low, high = torch.searchsorted(table.unit_P, bounds).tolist()
+        return low, high
+
+    @staticmethod
+    def _runs(table: OrderTable, low: int, high: int) -> _Runs:
+        """The streams among the positions [low, high), counted from `low`."""
+        if high - low == len(table):
+            return _Runs(table.runs, table.from_runs_P)
+        level_N, codebook_N = table.level_P[low:high], table.codebook_P[low:high]
+        runs, where = [], []
+        for run in table.runs:
+            here = ((level_N == run.level) & (codebook_N == run.codebook)).nonzero()[:, 0]
+            if len(here):
+                where.append(here)
+                runs.append(Run(run.level, run.codebook, as_slice(here.cpu(), here.device)))
+        return _Runs(tuple(runs), torch.cat(where).argsort())

@@ -6,12 +6,19 @@ Axis letters: B batch, K entries of the stream, P positions.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda progress: 1.0,
+    "linear": lambda progress: progress,
+    "cosine": lambda progress: (1 - math.cos(math.pi * progress)) / 2,
+}
 
 
 @dataclass(frozen=True)
@@ -25,6 +32,8 @@ class SamplingSettings:
         temperature: divides the logits; 0 takes the likeliest code.
         top_k: keep only the k likeliest codes; None keeps all.
         top_p: keep only the likeliest codes that together hold this probability (the one that crosses it included); 1 keeps all.
+        guidance_schedule: how the scale grows over the steps, from 1 to `guidance_scale`: "constant" (it is `guidance_scale` all the
+            time), "linear" (as MAR and VAR), "cosine" ((1 - cos(pi r)) / 2 of the way at r of the steps, as RAR).
 
     Raises:
         ValueError: a value out of its range.
@@ -34,6 +43,7 @@ class SamplingSettings:
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float = 1.0
+    guidance_schedule: str = "constant"
 
     def __post_init__(self) -> None:
         for name in ("guidance_scale", "temperature"):
@@ -50,11 +60,18 @@ class SamplingSettings:
             raise ValueError(f"top_k must be an integer of at least 1, got {self.top_k!r}: None keeps all codes")
         if not _is_number(self.top_p) or not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be in (0, 1], got {self.top_p!r}: 1 keeps all codes")
+        if self.guidance_schedule not in SCHEDULES:
+            raise ValueError(f"guidance_schedule must be {', '.join(SCHEDULES)}, got {self.guidance_schedule!r}")
+
+    def scale_at(self, progress: float) -> float:
+        """The guidance scale when `progress`, from 0 to 1, of the steps is done."""
+        return 1 + (self.guidance_scale - 1) * SCHEDULES[self.guidance_schedule](progress)
 
     @classmethod
     def resolve(cls, defaults: Any, **given: Any) -> SamplingSettings:
         """Settings that were given (not None), else those of `generation_config.json`, where 0 stands for no top-k."""
-        stored = {name: getattr(defaults, name, None) for name in ("guidance_scale", "temperature", "top_k", "top_p")}
+        names = ("guidance_scale", "temperature", "top_k", "top_p", "guidance_schedule")
+        stored = {name: getattr(defaults, name, None) for name in names}
         stored["top_k"] = stored["top_k"] or None
         values = {name: stored[name] if given.get(name) is None else given[name] for name in stored}
         return cls(**{name: value for name, value in values.items() if value is not None})
@@ -77,8 +94,8 @@ class CodeScores:
     bits_per_unit: Tensor
 
 
-def uniforms(seed: int, index: int, count: int) -> Tensor:
-    """Return `count` float64 numbers in [0, 1) that belong to sample `index` of `seed`.
+def uniforms(seed: int, index: int, count: int, stream: int = 0) -> Tensor:
+    """Return `count` float64 numbers in [0, 1) that belong to sample `index` of `seed`; each `stream` has numbers of its own.
 
     They come from a counter-based generator keyed by both (Philox; its stream is fixed for ever). torch's own CPU generator reads
     only 32 bits of its seed, so that among 10^5 samples some would be twins.
@@ -87,7 +104,7 @@ def uniforms(seed: int, index: int, count: int) -> Tensor:
         >>> bool((uniforms(0, 3, 5)[:4] == uniforms(0, 3, 4)).all()), bool((uniforms(0, 3, 4) == uniforms(3, 0, 4)).any())
         (True, False)
     """
-    raw = np.random.Philox(np.random.SeedSequence([seed, index])).random_raw(count)
+    raw = np.random.Philox(np.random.SeedSequence([seed, index, stream] if stream else [seed, index])).random_raw(count)
     return torch.from_numpy((raw >> np.uint64(11)).astype(np.float64) * 2.0**-53)
 
 

@@ -1,15 +1,29 @@
 """The order of codes in a sequence, as data: pure functions with exact inverses.
 
-An order is a table over positions: which level, which codebook, which place of the grid, and at which step each code is
-predicted. Everything about order is in the table; the model, training, scoring and sampling only read it.
+An order is a table over positions (codes) and units (input vectors of the transformer). It says which level, codebook and place
+each position is, which unit predicts it, which codes are summed into the input of each unit, and which units are computed
+together in one step. Everything about order is in the table; the model, training, scoring and sampling only read it.
 
-Axis letters: B batch, Q streams of a level (codebooks, or factors of them), A grid axes, L condition tokens, P positions.
+    order        a unit predicts                     from the codes of          steps
+    flat         one code                            the code before            one per code
+    delay        codebook q of place t - q, all q    the unit before            places + Q - 1 of each level
+    depth        the Q codes of a place (by a small  the place before           one per place
+                 net over q)
+    next_scale   the codes of one place, with all    its parents in all         one per level
+                 other places of the level           coarser levels
+    parallel     the codes of one place, with all    itself, where visible      one (masked decoding repeats it)
+
+Sources: flat and time-major as in VALL-E and SNAC's users; delay: MusicGen (Copet et al. 2023, section 2.2); depth: RQ-Transformer (Lee et
+al. 2022); next scale: VAR (Tian et al. 2024); parallel: MaskGIT (Chang et al. 2022).
+
+Axis letters: B batch, Q streams of a level (codebooks, or factors of them), A grid axes, N places, P positions, U units, S sources
+of a unit, L condition tokens.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -17,6 +31,11 @@ import torch
 from torch import Tensor
 
 Shapes = tuple[tuple[int, ...], ...]  # (Q, *grid) of each level, coarse to fine
+
+# In the first three a unit follows the codes that it is made of; in the others it stands at the place that it predicts.
+SHIFTED = ("flat", "delay", "depth")
+ORDERS = (*SHIFTED, "next_scale")
+PARALLEL = "parallel"
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,100 +54,277 @@ class Run:
 
 
 @dataclass(frozen=True, eq=False)
+class StepRun(Run):
+    """The positions of one stream in one step.
+
+    Attributes:
+        units: the units that predict them, counted from the first of the step.
+    """
+
+    units: slice | Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """What one pass of sampling predicts.
+
+    Attributes:
+        number: of the step.
+        units, positions: slices of the table's.
+        runs: the positions of each stream.
+        frame: the coarse frame of a time series that begins here, None elsewhere.
+        has_gaps: whether units of the step have fewer sources than the table has room for.
+    """
+
+    number: int
+    units: slice
+    positions: slice
+    runs: tuple[StepRun, ...]
+    frame: int | None
+    has_gaps: bool
+
+
+@dataclass(frozen=True, eq=False)
 class OrderTable:
-    """One row per position of the codes of one sample.
+    """One row per position of the codes of one sample, in the order in which they are predicted, and one per unit.
 
     Attributes:
         level_P: int64, index of the level, 0 the coarsest.
         codebook_P: int64, index of the stream in its level.
         coord_PA: int64, place in the level's own grid: row and column, or time.
         step_P: int64, never falling; positions of one step are predicted together.
+        frame_P: int64, the cell of the coarsest grid (of its first axis) that each position lies in.
         index_P: int64, where the code lies when all levels `(Q, *grid)` are flattened one after another.
+        unit_P: int64, the unit that predicts each position.
+        sources_US: int64, the positions whose codes make the input of each unit; P where there are fewer.
+        step_U: int64, the step of each unit; a unit sees the units of its own and of earlier steps.
+        shifted: whether units follow the codes that they are made of. Unit 0 is then the last token before the codes.
         shapes: `(Q, *grid)` of each level.
         runs: the positions of each stream.
         from_runs_P: int64, where each position is when the runs are laid one after another.
+        steps: what each pass of sampling predicts.
     """
 
     level_P: Tensor
     codebook_P: Tensor
     coord_PA: Tensor
     step_P: Tensor
+    frame_P: Tensor
     index_P: Tensor
+    unit_P: Tensor
+    sources_US: Tensor
+    step_U: Tensor
     from_runs_P: Tensor
+    shifted: bool
     shapes: Shapes
     runs: tuple[Run, ...]
+    steps: tuple[Step, ...]
 
     def __len__(self) -> int:
         return len(self.level_P)
 
-
-@dataclass(frozen=True, eq=False)
-class Places:
-    """Rows of the position tables for `[begin, one size token per axis, codes in order, end]`.
-
-    Coordinates are in units of the finest grid, so that a code and its coarse parent share them: the code at row r of a level
-    whose cells cover `ratio` finest cells stands at row r * ratio. Tokens that are no codes have the rows `num_levels` and `extent`.
-
-    Attributes:
-        level_P: int64 in [0, num_levels].
-        codebook_P: int64; for a size token the axis that it announces.
-        coord_PA: int64 in [0, extent].
-    """
-
-    level_P: Tensor
-    codebook_P: Tensor
-    coord_PA: Tensor
+    @property
+    def has_gaps(self) -> bool:
+        """Whether units, but for unit 0 of a shifted order, have fewer sources than there is room for."""
+        return any(step.has_gaps for step in self.steps[self.shifted :])
 
 
-def _flat(shapes: Shapes) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Level after level, each in raster order, all codebooks of a place before the next place; one code per step."""
-    levels, codebooks, coords = [], [], []
-    for level, (streams, *grid) in enumerate(shapes):
-        places = math.prod(grid)
-        coord_NA = torch.stack(torch.meshgrid([torch.arange(n) for n in grid], indexing="ij"), -1).reshape(
-            places, len(grid)
-        )
-        levels.append(torch.full((places * streams,), level))
-        codebooks.append(torch.arange(streams).repeat(places))
-        coords.append(coord_NA.repeat_interleave(streams, 0))
-    level_P = torch.cat(levels)
-    return level_P, torch.cat(codebooks), torch.cat(coords), torch.arange(len(level_P))
-
-
-ORDERS: dict[str, Callable[[Shapes], tuple[Tensor, Tensor, Tensor, Tensor]]] = {"flat": _flat}
+_COLUMNS = (
+    *(
+        "level_P",
+        "codebook_P",
+        "coord_PA",
+        "step_P",
+        "frame_P",
+        "index_P",
+        "unit_P",
+        "sources_US",
+        "step_U",
+        "from_runs_P",
+    ),
+)
 
 
 @lru_cache(maxsize=256)
-def order_table(shapes: Shapes, order: str = "flat", device: torch.device | None = None) -> OrderTable:
+def order_table(
+    shapes: Shapes, order: str = "flat", time_major: bool = False, device: torch.device | None = None
+) -> OrderTable:
     """Return the table of an order for levels of these shapes `(Q, *grid)`, coarse to fine.
+
+    Args:
+        shapes: of all levels that are predicted.
+        order: one of `ORDERS`, or `PARALLEL`.
+        time_major: interleave the levels of a time series, coarse frame by coarse frame, instead of level after level. What stands at
+            a position then does not depend on the length.
 
     Example:
         >>> table = order_table(((1, 1, 1), (2, 1, 2)))
         >>> [tensor.tolist() for tensor in (table.level_P, table.codebook_P, table.coord_PA)]
         [[0, 1, 1, 1, 1], [0, 0, 1, 0, 1], [[0, 0], [0, 0], [0, 0], [0, 1], [0, 1]]]
+        >>> table = order_table(((3, 4),), "delay")
+        >>> [list(zip(table.codebook_P.tolist(), table.coord_PA[:, 0].tolist()))[a:b] for a, b in ((0, 1), (1, 3), (3, 6))]
+        [[(0, 0)], [(0, 1), (1, 0)], [(0, 2), (1, 1), (2, 0)]]
 
     Raises:
-        ValueError: an unknown order.
+        ValueError: an order that these shapes cannot have; see `check_order`.
     """
-    if order not in ORDERS:
-        raise ValueError(f"no order {order!r}: there is {', '.join(ORDERS)}")
+    check_order(order, tuple(shape[0] for shape in shapes), len(shapes[0]) - 1, time_major)
     # The tables are kept and later used in training, which tensors made in inference mode cannot be.
     with torch.inference_mode(False):
-        level_P, codebook_P, coord_PA, step_P = ORDERS[order](shapes)
-        index_P = torch.empty_like(level_P)
-        base = 0
-        for level, (streams, *grid) in enumerate(shapes):
-            here = (level_P == level).nonzero()[:, 0]
-            weights = torch.tensor([math.prod(grid[axis + 1 :]) for axis in range(len(grid))])
-            index_P[here] = base + codebook_P[here] * math.prod(grid) + (coord_PA[here] * weights).sum(1)
-            base += streams * math.prod(grid)
+        level_P, codebook_P, coord_PA, place_P = _positions(shapes, time_major)
+        step_P = _steps(order, shapes, level_P, codebook_P, place_P)
+        by_step = step_P.argsort(stable=True)
+        level_P, codebook_P, coord_PA, step_P = (x[by_step] for x in (level_P, codebook_P, coord_PA, step_P))
+        index_P = _storage_index(shapes, level_P, codebook_P, coord_PA)
+        shifted = order in SHIFTED
+        unit_P = step_P if shifted else torch.arange(len(level_P))
+        step_U = torch.arange(int(step_P[-1]) + 1) if shifted else step_P
+        if shifted:
+            sources_US = _before(step_P)
+        elif order == PARALLEL:
+            sources_US = unit_P[:, None]
+        else:
+            sources_US = _parents(shapes, level_P, coord_PA, index_P)
+        first_axis = torch.tensor([shape[1] // shapes[0][1] for shape in shapes])
+        frame_P = coord_PA[:, 0] // first_axis[level_P]
         names = [(level, codebook) for level, (streams, *_) in enumerate(shapes) for codebook in range(streams)]
         where = [((level_P == level) & (codebook_P == codebook)).nonzero()[:, 0] for level, codebook in names]
-        runs = tuple(Run(*name, _as_slice(here, device)) for name, here in zip(names, where, strict=True))
+        runs = tuple(Run(*name, as_slice(here, device)) for name, here in zip(names, where, strict=True))
         from_runs_P = torch.cat(where).argsort()
-        columns = (level_P, codebook_P, coord_PA, step_P, index_P, from_runs_P)
-        level_P, codebook_P, coord_PA, step_P, index_P, from_runs_P = (tensor.to(device) for tensor in columns)
-    return OrderTable(level_P, codebook_P, coord_PA, step_P, index_P, from_runs_P, shapes, runs)
+        steps = _split_steps(level_P, codebook_P, step_P, unit_P, step_U, frame_P, sources_US, device)
+        columns = (level_P, codebook_P, coord_PA, step_P, frame_P, index_P, unit_P, sources_US, step_U, from_runs_P)
+        on_device = {name: value.to(device) for name, value in zip(_COLUMNS, columns, strict=True)}
+        return OrderTable(**on_device, shifted=shifted, shapes=shapes, runs=runs, steps=steps)
+
+
+def check_order(order: str, streams: Sequence[int], ndim: int, time_major: bool = False) -> None:
+    """Refuse an order that codes of this form cannot have.
+
+    Args:
+        streams: Q of each level.
+        ndim: grid axes.
+
+    Raises:
+        ValueError: an unknown order, or one that needs residual codebooks, several levels, or a time series.
+    """
+    if order not in (*ORDERS, PARALLEL):
+        raise ValueError(f"no order {order!r}: there is {', '.join(ORDERS)}")
+    if order in ("delay", "depth") and max(streams) == 1:
+        raise ValueError(f"order {order!r} is for residual codebooks, and every level here has one: use 'flat'")
+    if order == "next_scale" and len(streams) == 1:
+        raise ValueError("order 'next_scale' predicts level after level, and here is only one: use 'flat'")
+    if time_major and (ndim != 1 or order not in SHIFTED):
+        raise ValueError(
+            f"only time series in the orders {', '.join(SHIFTED)} can be laid out frame by frame and end by themselves, "
+            f"not {ndim} axes in the order {order!r}"
+        )
+    if time_major and order == "delay" and len(streams) > 1:
+        raise ValueError("order 'delay' frame by frame takes one level: use 'depth' or 'flat' for several")
+
+
+def _positions(shapes: Shapes, time_major: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Level, codebook, coordinates and place number of every position, all codebooks of a place before the next place."""
+    levels, coords = [], []
+    for level, (_, *grid) in enumerate(shapes):
+        coord_NA = torch.stack(torch.meshgrid([torch.arange(n) for n in grid], indexing="ij"), -1).reshape(
+            -1, len(grid)
+        )
+        coords.append(coord_NA)
+        levels.append(torch.full((len(coord_NA),), level))
+    level_N, coord_NA = torch.cat(levels), torch.cat(coords)
+    if time_major:
+        per_frame = torch.tensor([shape[1] // shapes[0][1] for shape in shapes])
+        frame_first = (coord_NA[:, 0] // per_frame[level_N]).argsort(stable=True)
+        level_N, coord_NA = level_N[frame_first], coord_NA[frame_first]
+    streams_N = torch.tensor([shape[0] for shape in shapes])[level_N]
+    place_P = torch.arange(len(level_N)).repeat_interleave(streams_N)
+    codebook_P = torch.arange(len(place_P)) - (streams_N.cumsum(0) - streams_N)[place_P]
+    return level_N[place_P], codebook_P, coord_NA[place_P], place_P
+
+
+def _steps(order: str, shapes: Shapes, level_P: Tensor, codebook_P: Tensor, place_P: Tensor) -> Tensor:
+    if order == "flat":
+        return torch.arange(len(level_P))
+    if order == "depth":
+        return place_P
+    if order == "delay":
+        # Each level needs Q - 1 more steps than places, and the next one begins after them.
+        extra = torch.tensor([0, *(shape[0] - 1 for shape in shapes)]).cumsum(0)
+        return place_P + codebook_P + extra[level_P]
+    return level_P.clone() if order == "next_scale" else torch.zeros_like(level_P)
+
+
+def _storage_index(shapes: Shapes, level_P: Tensor, codebook_P: Tensor, coord_PA: Tensor) -> Tensor:
+    index_P, base = torch.empty_like(level_P), 0
+    for level, (streams, *grid) in enumerate(shapes):
+        here = level_P == level
+        weights = torch.tensor([math.prod(grid[axis + 1 :]) for axis in range(len(grid))])
+        index_P[here] = base + codebook_P[here] * math.prod(grid) + (coord_PA[here] * weights).sum(1)
+        base += streams * math.prod(grid)
+    return index_P
+
+
+def _before(step_P: Tensor) -> Tensor:
+    """The positions of the step before each unit, `(U, S)`."""
+    counts_U = torch.bincount(step_P)
+    first_U = counts_U.cumsum(0) - counts_U
+    column_S = torch.arange(int(counts_U.max()))
+    sources_US = torch.where(column_S < counts_U[:, None], first_U[:, None] + column_S, len(step_P))
+    return torch.cat([torch.full_like(sources_US[:1], len(step_P)), sources_US[:-1]])
+
+
+def _parents(shapes: Shapes, level_P: Tensor, coord_PA: Tensor, index_P: Tensor) -> Tensor:
+    """For each position the positions of the cells of all coarser levels that it lies in, all their codebooks, `(P, S)`."""
+    num = len(level_P)
+    position_of_index = torch.empty_like(index_P)
+    position_of_index[index_P] = torch.arange(num)
+    columns = []
+    for level, (streams, *grid) in enumerate(shapes[:-1]):
+        ratios = torch.tensor([[other[1 + a] // grid[a] for a in range(len(grid))] for other in shapes])
+        parent_PA = torch.where((level_P > level)[:, None], coord_PA // ratios[level_P].clamp(min=1), 0)
+        for codebook in range(streams):
+            wanted = _storage_index(
+                shapes, torch.full_like(level_P, level), torch.full_like(level_P, codebook), parent_PA
+            )
+            columns.append(torch.where(level_P > level, position_of_index[wanted], num))
+    return torch.stack(columns, 1)
+
+
+def _split_steps(
+    level_P: Tensor,
+    codebook_P: Tensor,
+    step_P: Tensor,
+    unit_P: Tensor,
+    step_U: Tensor,
+    frame_P: Tensor,
+    sources_US: Tensor,
+    device: torch.device | None,
+) -> tuple[Step, ...]:
+    position_ends = torch.bincount(step_P).cumsum(0).tolist()
+    unit_ends = torch.bincount(step_U).cumsum(0).tolist()
+    gaps_U = (sources_US == len(level_P)).any(1).tolist()
+    names, frames = list(zip(level_P.tolist(), codebook_P.tolist(), strict=True)), frame_P.tolist()
+    unit_of: list[int] = unit_P.tolist()
+    steps: list[Step] = []
+    first = first_unit = 0
+    for end, unit_end in zip(position_ends, unit_ends, strict=True):
+        groups: dict[tuple[int, int], list[int]] = {}
+        for position in range(first, end):
+            groups.setdefault(names[position], []).append(position)
+        runs = tuple(
+            StepRun(
+                *name,
+                as_slice(torch.tensor(here), device),
+                as_slice(torch.tensor([unit_of[at] - first_unit for at in here]), device),
+            )
+            for name, here in groups.items()
+        )
+        # Level 0, codebook 0 comes first in its frame.
+        starts = [frames[position] for position in range(first, end) if names[position] == (0, 0)]
+        frame, gaps = starts[0] if starts else None, any(gaps_U[first_unit:unit_end])
+        steps.append(Step(len(steps), slice(first_unit, unit_end), slice(first, end), runs, frame, gaps))
+        first, first_unit = end, unit_end
+    return tuple(steps)
 
 
 def flatten(levels: Sequence[Tensor], table: OrderTable) -> Tensor:
@@ -162,24 +358,28 @@ def unflatten(values_BP: Tensor, table: OrderTable) -> tuple[Tensor, ...]:
     return tuple(part.unflatten(1, shape) for part, shape in zip(parts, table.shapes, strict=True))
 
 
-@lru_cache(maxsize=256)
-def places(
-    shapes: Shapes, ratios: tuple[int, ...], extent: int, order: str = "flat", device: torch.device | None = None
-) -> Places:
-    """Return the rows of the position tables for a sequence of these levels.
+@dataclass(frozen=True)
+class Windows:
+    """Windows over the units of a sequence that is longer than the context: each of `length` units, starting `hop` apart.
 
-    Args:
-        shapes: `(Q, *grid)` of each level.
-        ratios: how many cells of the finest grid one cell of each level covers along an axis.
-        extent: cells of the largest finest grid along an axis; the row that stands for no place.
+    A unit is predicted in the first window that holds it, so that it has at least `length - hop` units before it, or all of them.
+
+    Example:
+        >>> windows = Windows(length=4, hop=2)
+        >>> [windows.of_unit(unit) for unit in range(9)], windows.starts(9)
+        ([0, 0, 0, 0, 2, 2, 4, 4, 6], [0, 2, 4, 6])
     """
-    table, num_levels, axes = order_table(shapes, order), len(shapes), len(shapes[0]) - 1
-    with torch.inference_mode(False):
-        nowhere_PA = torch.full((1 + axes, axes), extent)
-        levels = [torch.full((1 + axes,), num_levels), table.level_P, torch.tensor([num_levels])]
-        codebooks = [torch.tensor([0, *range(axes)]), table.codebook_P, torch.tensor([0])]
-        coords = [nowhere_PA, table.coord_PA * torch.tensor(ratios)[table.level_P, None], nowhere_PA[:1]]
-        return Places(*(torch.cat(parts).to(device) for parts in (levels, codebooks, coords)))
+
+    length: int
+    hop: int
+
+    def of_unit(self, unit: int) -> int:
+        """The first unit of the window that predicts `unit`."""
+        return 0 if unit < self.length else -(-(unit - self.length + 1) // self.hop) * self.hop
+
+    def starts(self, units: int) -> list[int]:
+        """The first units of all windows of a sequence."""
+        return list(range(0, self.of_unit(units - 1) + 1, self.hop))
 
 
 def pad_conditions(conditions: Sequence[Sequence[int]], pad_id: int = 0) -> tuple[Tensor, Tensor]:
@@ -206,7 +406,8 @@ def replace_conditions(ids_BL: Tensor, mask_BL: Tensor, dropped_B: Tensor, null_
     )
 
 
-def _as_slice(positions_N: Tensor, device: torch.device | None) -> slice | Tensor:
+def as_slice(positions_N: Tensor, device: torch.device | None) -> slice | Tensor:
+    """Evenly spaced numbers as a slice, others as they are."""
     first, last = int(positions_N[0]), int(positions_N[-1])
     step = int(positions_N[1]) - first if len(positions_N) > 1 else 1
     even = torch.arange(first, last + 1, step)
