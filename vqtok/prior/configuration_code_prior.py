@@ -165,8 +165,18 @@ class CodePriorConfig(VQConfig):
 
     @property
     def extent(self) -> int:
-        """Cells of the largest finest grid along an axis."""
-        return self.max_grid * self.ratios[0]
+        """Cells of the largest finest grid along an axis, and room behind it."""
+        return (self.max_grid + self.room) * self.ratios[0]
+
+    @property
+    def room(self) -> int:
+        """Coarse frames behind the last one of a time series that ends by itself.
+
+        Frames that nobody has: so that the unit that says "no more" is in the table, and each unit is as in a longer one.
+        """
+        if not self.stops:
+            return 0
+        return max(self.streams_per_level) if self.order == "delay" else 1
 
     @property
     def prefix_length(self) -> int:

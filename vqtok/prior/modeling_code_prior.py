@@ -77,6 +77,7 @@ class CodePriorModel(CodePriorPreTrainedModel, CodeDrawingMixin, CodeGenerationM
         width = config.backbone_config.hidden_size
         if config.order == "depth":
             self.depth = AutoModel.from_config(config.depth_config, dtype=torch.get_default_dtype())
+            self.depth.set_input_embeddings(nn.Identity())  # it reads vectors, and a table would never learn
             self.depth_embed = nn.Embedding(len(self._streams), width)
         if config.stops:
             self.end_head = nn.Linear(width, 1)

@@ -137,14 +137,9 @@ class CodePriorPreTrainedModel(PreTrainedModel):
         return tuple((count, *grid) for count, grid in zip(streams, grids, strict=True))
 
     def _with_room(self, grids: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
-        """Grids with a few frames more for a time series that ends by itself.
-
-        Frames that nobody has: so that the unit that says "no more" is in the table, and each unit is as in a longer one.
-        """
-        if not self.config.stops:
-            return [tuple(grid) for grid in grids]
-        more = max(self.config.streams_per_level) if self.config.order == "delay" else 1
-        return [(grid[0] + more * (grid[0] // grids[0][0]),) for grid in grids]
+        """Grids with the frames more that a time series that ends by itself needs."""
+        room = self.config.room
+        return [(grid[0] + room * (grid[0] // grids[0][0]),) if room else tuple(grid) for grid in grids]
 
     def _table(self, shapes: Shapes) -> OrderTable:
         """The order of the levels that this prior predicts, given the shapes of all levels."""

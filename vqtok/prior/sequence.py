@@ -173,7 +173,9 @@ def order_table(
     with torch.inference_mode(False):
         level_P, codebook_P, coord_PA, place_P = _positions(shapes, time_major)
         step_P = _steps(order, shapes, level_P, codebook_P, place_P)
-        by_step = step_P.argsort(stable=True)
+        # Of a delayed step codebook 0 comes first, so that what begins a frame is found at the front.
+        within_P = codebook_P if order == "delay" else torch.zeros_like(codebook_P)
+        by_step = (step_P * (int(codebook_P.max()) + 1) + within_P).argsort(stable=True)
         level_P, codebook_P, coord_PA, step_P = (x[by_step] for x in (level_P, codebook_P, coord_PA, step_P))
         index_P = _storage_index(shapes, level_P, codebook_P, coord_PA)
         shifted = order in SHIFTED
