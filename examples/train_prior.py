@@ -3,6 +3,11 @@
     accelerate launch examples/train_prior.py --config prior/digits --tokenizer out/vq --output_dir out/pipeline
     accelerate launch examples/train_prior.py --config prior/digits --tokenizer out/vq --codes out/codes --output_dir out/pipeline
 
+A cascade is trained stage by stage: first the coarsest levels, then finer ones, which are given these, with the pipeline so far as --coarse.
+
+    accelerate launch examples/train_prior.py --config prior/digits-top --tokenizer out/vq --output_dir out/top
+    accelerate launch examples/train_prior.py --config prior/digits-bottom --tokenizer out/vq --coarse out/top --output_dir out/both
+
 Stopped anywhere, the same command continues.
 """
 
@@ -30,7 +35,7 @@ from vqtok.files import write_json, write_text, write_with
 from vqtok.fingerprint import check_fingerprint
 from vqtok.hub.card import pipeline_card
 from vqtok.image.data import load_images, skipped_summary
-from vqtok.prior import PRIORS
+from vqtok.prior import PRIORS, CodeCascade
 from vqtok.prior.conditions import COLUMNS, Conditions, check_values
 from vqtok.prior.data import MANIFEST, CodeDataset, prior_collate
 from vqtok.training import PriorStep, StepSampler, TrainingArguments, fit, parse_arguments, read_recipe, step_loader
@@ -45,6 +50,10 @@ class PriorArguments:
     config: str = field(metadata={"help": "A recipe (prior/digits) or a folder with config.json."})
     tokenizer: str = field(
         metadata={"help": "The VQ tokenizer: made the codes, draws the samples, is part of the pipeline."}
+    )
+    coarse: str | None = field(
+        default=None,
+        metadata={"help": "A pipeline that draws the levels that this prior is given: the cascade so far."},
     )
     codes: str | None = field(
         default=None, metadata={"help": "A code cache to train on, instead of encoding --dataset."}
@@ -76,18 +85,19 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     torch.manual_seed(args.seed)
     vq_tokenizer = VQTokenizer.from_pretrained(script.tokenizer, device=accelerator.device)
     kind = recipe.get("condition", "none")
+    coarse = _coarse(recipe, vq_tokenizer, script)
     codes, train, held_out = _codes(accelerator, vq_tokenizer, kind, script, args)
-    conditions = _conditions(kind, codes, train, script)
+    conditions = _conditions(kind, codes, train, script, coarse)
     test = _known(accelerator, held_out, conditions, script.eval_samples)
     model = _model(accelerator, recipe, codes, conditions, script)
     parameters = sum(p.numel() for p in model.parameters())
     accelerator.print(
         f"{len(train)} samples to train on, {len(test)} to test; {parameters:,} parameters", file=sys.stderr
     )
-    pipeline = VQPipeline(model, vq_tokenizer, conditions.text_tokenizer, conditions.seen)
+    pipeline = _pipeline(model, vq_tokenizer, conditions, coarse)
 
     def loader(start: int) -> Any:
-        groups = [group[np.isin(group, train)] for group in codes.groups()]
+        groups = [group[np.isin(group, train)] for group in codes.groups(by_grid=not model.config.stops)]
         sampler = StepSampler(
             groups, args.batch_size, args.max_steps, args.seed, start, accelerator.process_index,
             accelerator.num_processes, args.gradient_accumulation_steps,
@@ -159,13 +169,42 @@ def _codes(
     return codes, numbers, Subset(held_out, list(range(len(held_out))))
 
 
+def _coarse(recipe: dict[str, Any], vq_tokenizer: VQTokenizer, script: PriorArguments) -> VQPipeline | None:
+    """The cascade so far."""
+    first = recipe.get("first_level", 0)
+    if bool(first) != bool(script.coarse):
+        raise ValueError(
+            f"{script.config} predicts levels from {first} on: give the pipeline that draws the coarser ones with --coarse"
+            if first
+            else f"{script.config} predicts all levels from the coarsest on and is given none: leave --coarse away"
+        )
+    if not script.coarse:
+        return None
+    coarse = VQPipeline.from_pretrained(script.coarse)
+    check_fingerprint(vq_tokenizer.fingerprint, coarse.vq_tokenizer.fingerprint, f"the pipeline {script.coarse}")
+    return coarse
+
+
+def _pipeline(
+    model: CodePriorModel, vq_tokenizer: VQTokenizer, conditions: Conditions, coarse: VQPipeline | None
+) -> VQPipeline:
+    """What will be published: the prior, or the cascade with it as its last stage."""
+    if coarse is None:
+        return VQPipeline(model, vq_tokenizer, conditions.text_tokenizer, conditions.seen)
+    before = coarse.prior.stages if isinstance(coarse.prior, CodeCascade) else [coarse.prior]
+    cascade = CodeCascade([*(stage.to(model.device) for stage in before), model])
+    return VQPipeline(cascade, vq_tokenizer, coarse.text_tokenizer, coarse.text_ids_seen)
+
+
 def _given(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _conditions(kind: str, codes: CodeDataset, train: list[int], script: PriorArguments) -> Conditions:
+def _conditions(
+    kind: str, codes: CodeDataset, train: list[int], script: PriorArguments, coarse: VQPipeline | None
+) -> Conditions:
     column = codes.columns.get(COLUMNS.get(kind) or "", [])
-    tokenizer = None
+    tokenizer = None if coarse is None else coarse.text_tokenizer  # the stages of a cascade read the same tokens
     if script.text_tokenizer:
         tokenizer = AutoTokenizer.from_pretrained(script.text_tokenizer, trust_remote_code=False)
     values = [column[i] for i in train] if column else []
@@ -207,17 +246,8 @@ def _model(
             "fingerprint": codes.fingerprint,
         }
     )
-    largest = max(sizes, key=layout.num_codes)
-    needed, most = (
-        config.prefix_length + 1 + layout.ndim + layout.num_codes(largest),
-        config.backbone_config.max_position_embeddings,
-    )
-    if needed > most:
-        raise ValueError(
-            f"the largest picture, {largest}, makes a sequence of {needed} tokens, the backbone takes {most}: use smaller pictures, "
-            "or a recipe with a larger max_position_embeddings in backbone_config"
-        )
     model = model_class(config)
+    model.check_size(max(sizes, key=layout.num_codes))
     if script.attn_implementation and accelerator.device.type == "cpu":
         model.set_attn_implementation(script.attn_implementation)
     if (Path(config_folder(script.config)) / "generation_config.json").exists():  # the recipe's sampling defaults
@@ -232,14 +262,15 @@ def _score(model: CodePriorModel, test: list[dict[str, Any]], conditions: Condit
     groups: dict[tuple[int, ...], list[dict[str, Any]]] = {}
     for sample in test:
         groups.setdefault(tuple(sample["codes"][0].shape), []).append(sample)
-    levels = len(test[0]["codes"])
+    own = model.config.own_levels
+    levels = len(test[0]["codes"][own])
     nats, counts = torch.zeros(levels, dtype=torch.float64), torch.zeros(levels, dtype=torch.float64)
     loss = pixels = 0.0
     for items in groups.values():
         for start in range(0, len(items), 64):
             batch = collate(items[start : start + 64])
             output = model(**to_device(batch, model.device))
-            codes = torch.tensor([float(level.numel()) for level in batch["codes"]], dtype=torch.float64)
+            codes = torch.tensor([float(level.numel()) for level in batch["codes"][own]], dtype=torch.float64)
             counts += codes
             nats += codes * output.nats_per_code.double().cpu()
             loss += float(output.loss) * float(codes.sum())
@@ -256,7 +287,9 @@ def _publish(
     args: TrainingArguments,
     history: list[dict[str, float]],
 ) -> dict[str, Any]:
-    folder, levels = Path(args.output_dir), pipeline.vq_tokenizer.layout.levels
+    folder = Path(args.output_dir)
+    stage = pipeline.prior.stages[-1] if isinstance(pipeline.prior, CodeCascade) else pipeline.prior
+    levels = pipeline.vq_tokenizer.layout.levels[stage.config.own_levels]
     pipeline.save_pretrained(folder)
     save_training(folder, {**asdict(script), **asdict(args)}, history)
     metrics = {
@@ -265,6 +298,10 @@ def _publish(
         "prior_bits_per_pixel": scores["bits_per_pixel"],
         "held_out_samples": num_held_out,
     }
+    if script.coarse:
+        before = json.loads((Path(script.coarse) / "metrics.json").read_text(encoding="utf-8"))
+        for name in ("nats_per_code", "ln_codebook_size", "prior_bits_per_pixel"):
+            metrics[name] = before[name] + metrics[name]
     write_json(folder / "metrics.json", metrics)
     training = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     card = pipeline_card(folder.resolve().name, metrics, training, pipeline.prior.config.condition)

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from vqtok import CodePriorConfig, CodePriorModel, VQTokenizer
+from vqtok import VQTokenizer
 from vqtok.image import ImageVQConfig, ImageVQModel
+from vqtok.prior import PRIORS
 from vqtok.training import TrainingArguments, parse_arguments
 
 ROOT = Path(__file__).resolve().parent.parent / "tokenizers_configs"
@@ -17,13 +18,26 @@ FOLDERS = sorted(path.parent.relative_to(ROOT).as_posix() for path in ROOT.glob(
 IMAGE = {
     "image/vqvae-digits": (0.5, 0.23),
     "image/vqvae2-digits": (0.609375, 0.59),
+    "image/residual-digits": (0.5625, 0.27),
+    "image/multiscale-digits": (0.6640625, 0.24),
     "image/vqvae2-256": (0.703125, 2.08),
     "image/vqvae2-photos": (0.703125, 1.35),
 }
 
 
+# name: the tokenizer whose codes it is made for
+PRIOR = {
+    "prior/digits": "image/vqvae2-digits",
+    "prior/digits-top": "image/vqvae2-digits",
+    "prior/digits-bottom": "image/vqvae2-digits",
+    "prior/digits-delay": "image/residual-digits",
+    "prior/digits-depth": "image/residual-digits",
+    "prior/digits-next-scale": "image/multiscale-digits",
+}
+
+
 def test_every_folder_is_named_here():
-    assert set(IMAGE) | {"prior/digits"} == set(FOLDERS)
+    assert set(IMAGE) | set(PRIOR) == set(FOLDERS)
 
 
 @pytest.mark.parametrize("name", IMAGE)
@@ -44,12 +58,13 @@ def test_the_large_config_has_the_codes_of_the_paper():
     assert [level.codebook_size for level in layout.levels] == [512, 512]
 
 
-def test_the_prior_config_builds_once_the_codes_are_known():
-    recipe = json.loads((ROOT / "prior/digits/config.json").read_text())
-    layout = ImageVQConfig.from_pretrained(ROOT / "image/vqvae2-digits").layout
-    model = CodePriorModel(
-        CodePriorConfig(**recipe, layout=layout.to_dict(), text_size=300, max_text_length=32, max_grid=4)
-    )
+@pytest.mark.parametrize("name", PRIOR)
+def test_a_prior_config_builds_once_the_codes_are_known(name):
+    recipe = json.loads((ROOT / name / "config.json").read_text())
+    config_class, model_class = PRIORS[recipe.pop("model_type")]
+    layout = ImageVQConfig.from_pretrained(ROOT / PRIOR[name]).layout
+    model = model_class(config_class(**recipe, layout=layout.to_dict(), text_size=300, max_text_length=32, max_grid=4))
+    model.check_size((32, 32))
     assert 1e6 < sum(p.numel() for p in model.parameters()) < 3e6
 
 

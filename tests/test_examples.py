@@ -98,6 +98,27 @@ def test_the_pipeline_draws_the_same_pictures_again(made):
     assert pictures[0][0].size == (32, 32)
 
 
+def test_a_cascade_is_trained_stage_by_stage(made, tmp_path):
+    flags = ["--tokenizer", str(made / "tokenizer"), "--codes", str(made / "codes"), *TINY_PRIOR, *QUICK]
+    bottom = ["--config", "prior/digits-bottom", *flags, "--output_dir", str(tmp_path / "both")]
+    with pytest.raises(ValueError, match="with --coarse"):
+        train_prior.main(bottom)
+    train_prior.main(["--config", "prior/digits-top", *flags, "--output_dir", str(tmp_path / "top")])
+    top = VQPipeline.from_pretrained(tmp_path / "top")
+    words = {"prompts": ["a red three top left"], "num_samples": 2, "seed": 5, "sizes": (32, 32)}
+    assert [picture.size for picture in top(**words)] == [(32, 32)] * 2, "the coarse level alone decodes too"
+    AcceleratorState._reset_state(reset_partial_state=True)
+    metrics = train_prior.main([*bottom, "--coarse", str(tmp_path / "top")])
+    assert len(metrics["nats_per_code"]) == 2
+    pictures = [VQPipeline.from_pretrained(tmp_path / "both")(**words) for _ in range(2)]
+    assert [p.tobytes() for p in pictures[0]] == [p.tobytes() for p in pictures[1]]
+    assert len(VQPipeline.from_pretrained(tmp_path / "both").prior.stages) == 2
+    with pytest.raises(ValueError, match="leave --coarse away"):
+        train_prior.main(
+            ["--config", "prior/digits", *flags, "--coarse", str(tmp_path / "top"), "--output_dir", str(tmp_path / "x")]
+        )
+
+
 def test_a_finished_prior_started_again_changes_nothing(made):
     before = load_file(made / "pipeline" / "model.safetensors")
     prior = ["--config", "prior/digits", "--tokenizer", str(made / "tokenizer"), "--codes", str(made / "codes")]
@@ -175,7 +196,10 @@ def test_pictures_too_large_for_the_backbone_are_refused_before_training(made, t
         "file_name,text\n" + "".join(f"{i}.png,noise\n" for i in range(60))
     )
     flags = ["--config", "prior/digits", "--tokenizer", str(made / "tokenizer"), "--dataset", str(tmp_path / "large")]
-    with pytest.raises(ValueError, match="takes 256: use smaller pictures"):
+    with pytest.raises(
+        ValueError,
+        match=r"size \(64, 64\) is longer than the backbone's max_position_embeddings 256: use smaller media",
+    ):
         train_prior.main([*flags, *TINY_PRIOR, *QUICK, "--output_dir", str(tmp_path / "out")])
 
 

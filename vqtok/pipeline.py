@@ -17,7 +17,7 @@ from vqtok.auto.rooms import quiet
 from vqtok.files import write_json
 from vqtok.fingerprint import check_fingerprint
 from vqtok.hub.folders import fetch_folder, replace_files
-from vqtok.prior import PRIORS, CodePriorModel, encode_prompts
+from vqtok.prior import PRIORS, CodeCascade, CodePriorModel, encode_prompts
 from vqtok.prior.text import from_ranges, to_ranges
 
 FORMAT = 1
@@ -26,7 +26,7 @@ PIPELINE_FILE = "pipeline.json"
 FILES = (
     *(PIPELINE_FILE, "config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json"),
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model"),
-    *("vq_tokenizer/*.json", "vq_tokenizer/model*.safetensors"),
+    *("vq_tokenizer/*.json", "vq_tokenizer/model*.safetensors", "stage_*/*.json", "stage_*/model*.safetensors"),
 )
 
 
@@ -34,7 +34,7 @@ class VQPipeline:
     """Media of prompts.
 
     Args:
-        prior: knows how codes go together.
+        prior: knows how codes go together; a `CodeCascade` of several for a cascade.
         vq_tokenizer: turns codes into media; the one whose codes the prior was trained on.
         text_tokenizer: of the prior's text tokens; only for a prior with the condition "text".
         text_ids_seen: the text tokens that the training captions had (see `vqtok.prior.text.seen_token_ids`); a prompt with
@@ -58,7 +58,7 @@ class VQPipeline:
 
     def __init__(
         self,
-        prior: CodePriorModel,
+        prior: CodePriorModel | CodeCascade,
         vq_tokenizer: VQTokenizer,
         text_tokenizer: PreTrainedTokenizerBase | None = None,
         text_ids_seen: Iterable[int] | None = None,
@@ -114,7 +114,8 @@ class VQPipeline:
         facts = _read_facts(folder)
         vq_tokenizer = _load_vq_tokenizer(folder, facts, hub)
         check_fingerprint(facts["fingerprint"], vq_tokenizer.fingerprint, f"the VQ tokenizer {facts['vq_tokenizer']}")
-        prior = _load_prior(folder, dtype)
+        stages = [_load_prior(folder / name, dtype) for name in facts["stages"]]
+        prior = stages[0] if len(stages) == 1 else CodeCascade(stages)
         text_tokenizer = None
         if prior.config.condition == "text":
             if not (folder / "tokenizer_config.json").is_file():
@@ -133,7 +134,10 @@ class VQPipeline:
             OSError: the disk is full, say. The folder is then as it was before.
         """
         with replace_files(folder, last=PIPELINE_FILE) as staging, quiet():
-            self.prior.save_pretrained(staging)
+            stages = list(self.prior.stages) if isinstance(self.prior, CodeCascade) else [self.prior]
+            names = _stage_names(len(stages))
+            for name, stage in zip(names, stages, strict=True):
+                stage.save_pretrained(staging / name)
             if self.text_tokenizer is not None:
                 self.text_tokenizer.save_pretrained(staging)
             # Saved through another facade, so that the one in use does not remember the staging folder as its home.
@@ -141,7 +145,7 @@ class VQPipeline:
             part.save_pretrained(staging / "vq_tokenizer")
             facts: dict[str, Any] = {
                 "format": FORMAT,
-                "stages": ["."],
+                "stages": names,
                 "vq_tokenizer": "vq_tokenizer",
                 "fingerprint": self.vq_tokenizer.fingerprint,
             }
@@ -210,8 +214,9 @@ class VQPipeline:
         config, count = self.prior.config, sum(parameter.numel() for parameter in self.prior.parameters())
         asked = {"text": f"texts of up to {config.max_text_length} tokens", "class": f"{config.text_size} classes"}
         known = "" if self.text_ids_seen is None else f", {len(self.text_ids_seen)} of them seen in training"
+        stages = f" of {len(self.prior.stages)} stages" if isinstance(self.prior, CodeCascade) else ""
         lines = [
-            f"VQPipeline ({config.backbone_config.model_type} prior, {count / 1e6:.2f} M parameters)",
+            f"VQPipeline ({config.backbone_config.model_type} prior{stages}, {count / 1e6:.2f} M parameters)",
             f"  condition: {asked.get(config.condition, 'none')}",
             *(
                 [f"  text tokenizer: {len(self.text_tokenizer)} tokens{known}"]
@@ -235,15 +240,25 @@ def _read_facts(folder: Path) -> dict[str, Any]:
         seen, fingerprint = facts.get("text_ids_seen") or [], facts["fingerprint"]
         pairs = all(len(pair) == 2 and 0 <= pair[0] <= pair[1] < 1 << 22 for pair in seen)
         named = isinstance(name, str) or (isinstance(name, dict) and set(name) == {"repo", "revision"})
-        if not isinstance(version, int) or not named or not pairs or not isinstance(fingerprint, str | None):
+        staged = isinstance(stages, list) and 1 <= len(stages) <= 64 and stages == _stage_names(len(stages))
+        if (
+            not isinstance(version, int)
+            or not named
+            or not pairs
+            or not staged
+            or not isinstance(fingerprint, str | None)
+        ):
             raise ValueError("a field has the wrong form")
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} makes no sense ({type(error).__name__}: {error}): save the pipeline again") from None
-    if version > FORMAT or stages != ["."]:
-        raise ValueError(
-            f"{path} has format {version} and stages {stages}, this vqtok knows {FORMAT} and ['.']: upgrade vqtok"
-        )
+    if version > FORMAT:
+        raise ValueError(f"{path} has format {version}, this vqtok knows {FORMAT}: upgrade vqtok")
     return facts
+
+
+def _stage_names(count: int) -> list[str]:
+    """Folders of the stages of a cascade inside a pipeline's; a single prior, or the first, lies at the top."""
+    return [".", *(f"stage_{number}" for number in range(1, count))]
 
 
 def _load_vq_tokenizer(folder: Path, facts: dict[str, Any], hub: dict[str, Any]) -> VQTokenizer:

@@ -1,5 +1,6 @@
 """The prior: a decoder-only transformer over codes, conditioned on text, a class, or nothing."""
 
+from .cascade import CodeCascade
 from .configuration_code_prior import CodePriorConfig
 from .known import Known
 from .modeling_code_prior import CodePriorModel
@@ -12,6 +13,7 @@ PRIORS = {CodePriorConfig.model_type: (CodePriorConfig, CodePriorModel)}
 
 __all__ = [
     "PRIORS",
+    "CodeCascade",
     "CodePriorConfig",
     "CodePriorModel",
     "CodeScores",

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from vqtok.codes import CodeLayout, Codes, check_range
@@ -133,8 +134,10 @@ class CodeDataset(Dataset):
         )
         return {"codes": codes, "size": size, **{name: values[index] for name, values in self.columns.items()}}
 
-    def groups(self) -> list[np.ndarray]:
-        """Sample numbers grouped by grid, because the samples of a batch must share one."""
+    def groups(self, by_grid: bool = True) -> list[np.ndarray]:
+        """Sample numbers grouped by grid, because the samples of a batch must share one; with `by_grid` false, one group."""
+        if not by_grid:
+            return [np.arange(len(self))]
         padded = np.array([self.layout.padded(size) for size in self.sizes.tolist()])
         _, inverse = np.unique(padded, axis=0, return_inverse=True)
         return [np.flatnonzero(inverse.reshape(-1) == value) for value in range(inverse.max() + 1)]
@@ -167,8 +170,9 @@ def prior_collate(
     """
 
     def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
+        levels = zip(*(item["codes"] for item in items), strict=True)
         batch: dict[str, Any] = {
-            "codes": tuple(torch.stack(level) for level in zip(*(item["codes"] for item in items), strict=True)),
+            "codes": tuple(_stack(level) for level in levels),
             "sizes": torch.tensor([item["size"] for item in items]),
         }
         ids = [condition(item) for item in items]
@@ -177,6 +181,15 @@ def prior_collate(
         return batch
 
     return collate
+
+
+def _stack(level: Sequence[Tensor]) -> Tensor:
+    """Codes of one level, `(B, Q, *grid)`; of different length they are padded on the right with 0."""
+    grid = [max(extents) for extents in zip(*(codes.shape[1:] for codes in level), strict=True)]
+    out = level[0].new_zeros(len(level), level[0].shape[0], *grid)
+    for row, codes in zip(out, level, strict=True):
+        row[(slice(None), *map(slice, codes.shape[1:]))] = codes
+    return out
 
 
 def _row(sample: Codes, extra: dict[str, Any]) -> dict[str, Any]:

@@ -246,10 +246,23 @@ class CodePriorPreTrainedModel(PreTrainedModel):
                 x_BUM = x_BUM + code_BUM * there[..., None]
         return x_BUM if given_BUM is None else x_BUM + given_BUM[:, units]
 
-    def _check_length(self, length: int) -> None:
+    def check_size(self, size: Sequence[int]) -> None:
+        """Refuse media of a size (pixels, samples or bytes) whose sequence is longer than the context; of a data set ask the largest.
+
+        Raises:
+            ValueError: it is.
+        """
+        config, layout = self.config, self.vocabulary.layout
+        units = len(self._table(self._shapes(self._with_room(layout.grids(size)))).step_U)
+        units = min(units, config.window or units)
+        self._check_length(
+            config.prefix_length + len(self._prefix(layout.grids(size)[0])) + units, f" for media of size {tuple(size)}"
+        )
+
+    def _check_length(self, length: int, what: str = "") -> None:
         if length > self.max_length:
             raise ValueError(
-                f"a sequence of {length} tokens is longer than the backbone's max_position_embeddings {self.max_length}: "
+                f"a sequence of {length} tokens{what} is longer than the backbone's max_position_embeddings {self.max_length}: "
                 "use smaller media, set `window` in the prior's config, or make the prior with a larger one in backbone_config"
             )
 
