@@ -24,7 +24,7 @@ import torch
 
 from vqtok import VQPipeline, VQTokenizer
 from vqtok.encoding import encode_dataset
-from vqtok.evaluation.digit_judge import DigitJudge
+from vqtok.evaluation.digit_judge import judge_drawings
 from vqtok.evaluation.html import Page
 from vqtok.evaluation.pictures import contact_sheet
 from vqtok.evaluation.plots import code_map, curves, usage_bars
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         stages.spent.pop(name, None)
     with stages.timed("draw and judge"):
         pipeline = VQPipeline.from_pretrained(folder / "pipeline", device=best_device())
-        judged = _judge(pipeline, tokenizer, args.num_judged)
+        judged = judge_drawings(pipeline, tokenizer, args.num_judged)
     metrics = _metrics(folder, judged, stages)
     with stages.timed("report"):
         _report(folder, pipeline, tokenizer, metrics, judged)
@@ -151,32 +151,6 @@ def _train(script: str, folder: Path, steps: int, args: DemoArguments, flags: li
         command += ["--max_steps", str(steps), "--warmup_steps", str(max(1, min(50, steps // 4)))]
     if code := subprocess.run(command).returncode:
         sys.exit(code)  # the script has said why
-
-
-def _judge(pipeline: VQPipeline, tokenizer: VQTokenizer, number: int) -> dict[str, Any]:
-    """Draw held-out captions and captions with pairs of digit and colour that were never seen together, and judge both."""
-    judge = DigitJudge()
-    scenes = {
-        "held_out": CaptionedDigits("test", num_samples=number, seed=1),
-        "unseen_pairs": CaptionedDigits("test", num_samples=number, seed=1, unseen_pairs=True),
-    }
-    out: dict[str, Any] = {}
-    for name, data in scenes.items():
-        items = [data[i] for i in range(len(data))]
-        truth = [item["scene"] for item in items]
-        start = time.monotonic()
-        drawn = pipeline([item["text"] for item in items], seed=0, sizes=(SIZE, SIZE))
-        seconds = time.monotonic() - start
-        real = [item["image"] for item in items]
-        out[name] = {
-            "captions": [item["text"] for item in items],
-            "pictures": drawn,
-            "drawn": judge.judge(drawn, truth),
-            "real": judge.judge(real, truth),
-            "reconstructed": judge.judge(tokenizer.reconstruct(real), truth),
-            "samples_per_second": len(items) / seconds,
-        }
-    return out
 
 
 def _metrics(folder: Path, judged: dict[str, Any], stages: Stages) -> dict[str, Any]:

@@ -3,7 +3,7 @@
     accelerate launch examples/train_prior.py --config prior/digits --tokenizer out/vq --output_dir out/pipeline
     accelerate launch examples/train_prior.py --config prior/digits --tokenizer out/vq --codes out/codes --output_dir out/pipeline
 
-A cascade is trained stage by stage: first the coarsest levels, then finer ones, which are given these, with the pipeline so far as --coarse.
+A cascade is trained stage by stage: the coarsest levels, then finer ones, which are given these, with the pipeline so far as --coarse.
 
     accelerate launch examples/train_prior.py --config prior/digits-top --tokenizer out/vq --output_dir out/top
     accelerate launch examples/train_prior.py --config prior/digits-bottom --tokenizer out/vq --coarse out/top --output_dir out/both

@@ -5,13 +5,14 @@ reconstruction ever trained or tuned it, and its two settings come from cross-va
 what it says of generated pictures can be set beside what it says of real held-out ones.
 """
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from vqtok.image.digits import INKS, PLACES, QUADRANT, SIZE, Glyph, Scene, check_scene, handwriting
+from vqtok.image.digits import INKS, PLACES, QUADRANT, SIZE, CaptionedDigits, Glyph, Scene, check_scene, handwriting
 
 
 class DigitJudge:
@@ -124,6 +125,42 @@ class DigitJudge:
         }
         counts = {f"num_{key}": count[key] for key in ("objects", "missing", "extra")}
         return {**accuracies, "num_images": len(images), **counts}
+
+
+def judge_drawings(pipeline: Any, tokenizer: Any, number: int) -> dict[str, Any]:
+    """Draw held-out captions and captions with pairs of digit and colour that were never seen together, and judge both.
+
+    Args:
+        pipeline: a `VQPipeline` that was trained on `CaptionedDigits`.
+        tokenizer: its `VQTokenizer`.
+        number: captions of each kind.
+
+    Returns:
+        For `held_out` and `unseen_pairs` a dict of `captions`, `pictures`, `samples_per_second`, and what `DigitJudge.judge` says of
+        the pictures that were `drawn`, of the `real` ones, and of these `reconstructed` by the tokenizer.
+    """
+    judge = DigitJudge()
+    scenes = {
+        "held_out": CaptionedDigits("test", num_samples=number, seed=1),
+        "unseen_pairs": CaptionedDigits("test", num_samples=number, seed=1, unseen_pairs=True),
+    }
+    out: dict[str, Any] = {}
+    for name, data in scenes.items():
+        items = [data[i] for i in range(len(data))]
+        truth = [item["scene"] for item in items]
+        start = time.monotonic()
+        drawn = pipeline([item["text"] for item in items], seed=0, sizes=(SIZE, SIZE))
+        seconds = time.monotonic() - start
+        real = [item["image"] for item in items]
+        out[name] = {
+            "captions": [item["text"] for item in items],
+            "pictures": drawn,
+            "drawn": judge.judge(drawn, truth),
+            "real": judge.judge(real, truth),
+            "reconstructed": judge.judge(tokenizer.reconstruct(real), truth),
+            "samples_per_second": len(items) / seconds,
+        }
+    return out
 
 
 def _features(ink: np.ndarray) -> np.ndarray:
