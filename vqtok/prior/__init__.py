@@ -2,6 +2,7 @@
 
 from .configuration_code_prior import CodePriorConfig
 from .modeling_code_prior import CodePriorModel
+from .pretrained import prior_from_text_model
 from .sampling import CodeScores, SamplingSettings
 from .sequence import pad_conditions
 from .text import encode_prompts, train_text_tokenizer
@@ -13,5 +14,6 @@ __all__ = [
     "SamplingSettings",
     "encode_prompts",
     "pad_conditions",
+    "prior_from_text_model",
     "train_text_tokenizer",
 ]

@@ -105,6 +105,9 @@ class CodePriorModel(PreTrainedModel, CodeDrawingMixin, CodeGenerationMixin):
         """The backbone's table of `vocabulary.padded_size` rows."""
         return self.backbone.get_input_embeddings()
 
+    def get_output_embeddings(self) -> None:
+        """None: slices of `lm_head` are read, it is never called, and what wraps modules (FSDP2) must not wait for a call."""
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         # The backbone initialises itself; these functions leave alone what was loaded from a file.
