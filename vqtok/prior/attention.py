@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import torch
+
 from .modeling_code_prior import CodePriorModel
 
 BACK_ENDS = ("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3")
 
 
-def set_attention(prior: CodePriorModel, name: str) -> None:
+def set_attention(prior: CodePriorModel, name: str, device: torch.device | None = None) -> None:
     """Let the backbone compute attention by `name`; a prior whose choice is refused stays as it was.
 
     Args:
         name: "eager" (plain products) or "sdpa" (torch's fused kernels), which run anywhere; "flex_attention", "flash_attention_2" or
             "flash_attention_3", which need an accelerator, and the last two their own package.
+        device: where the prior will run; None is where it is.
 
     Raises:
         ValueError: an unknown name, or one that this machine, this installation or this backbone cannot run.
     """
     if name not in BACK_ENDS:
         raise ValueError(f"attention must be one of {', '.join(BACK_ENDS)}, got {name!r}")
-    if name not in ("eager", "sdpa") and prior.device.type == "cpu":
+    if name not in ("eager", "sdpa") and (device or prior.device).type == "cpu":
         raise ValueError(f"attention {name!r} does not train on a CPU: use 'sdpa' or 'eager' there")
     try:
         prior.backbone.set_attn_implementation(name)  # it refuses; the prior itself would let anything through

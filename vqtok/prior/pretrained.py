@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from vqtok.codes import CodeLayout
 
@@ -129,6 +130,8 @@ def _initialise_places(prior: CodePriorModel, old: nn.Module) -> None:
 def _load(source: str, revision: str | None, dtype: torch.dtype) -> Any:
     """The text model without its head, every weight of it from safetensors."""
     options = {"use_safetensors": True, "trust_remote_code": False, "revision": revision, "dtype": dtype}
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # its report counts the head as a loss; ours is below
     try:
         text, info = AutoModel.from_pretrained(
             source, **options, output_loading_info=True, ignore_mismatched_sizes=True
@@ -137,6 +140,8 @@ def _load(source: str, revision: str | None, dtype: torch.dtype) -> Any:
         raise ValueError(
             f"{source}: the weights file is truncated or damaged ({error}): save or download it again"
         ) from error
+    finally:
+        transformers_logging.set_verbosity(before)
     # A head of any kind (`lm_head`, `score`) is left over, and may be; a layer is not.
     prefix = f"{text.base_model_prefix}."
     unknown = [k for k in info["unexpected_keys"] if hasattr(text, str(k).removeprefix(prefix).split(".")[0])]
