@@ -106,7 +106,7 @@ class CodePriorModel(PreTrainedModel, CodeDrawingMixin, CodeGenerationMixin):
         return self.backbone.get_input_embeddings()
 
     def get_output_embeddings(self) -> None:
-        """None: slices of `lm_head` are read, it is never called, and what wraps modules (FSDP2) must not wait for a call."""
+        """None: slices of `lm_head` are read and it is never called, so nothing that wraps modules (FSDP2) may hook its call."""
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
