@@ -77,11 +77,10 @@ def add_lora(prior: CodePriorModel, rank: int, frozen_rows: int = 0) -> None:
         raise ValueError(
             f"the embedding of this backbone is a {type(table).__name__}, of which no rows can be frozen: train it without adapters"
         )
-    prior.backbone.requires_grad_(False)
     config = peft.LoraConfig(
         r=rank, lora_alpha=2 * rank, target_modules="all-linear", fan_in_fan_out=_transposed(prior)
     )
-    peft.inject_adapter_in_model(config, prior.backbone)
+    peft.inject_adapter_in_model(config, prior.backbone)  # it freezes all but the adapters
     table.weight.requires_grad_(True)
     if frozen_rows:
         prior.backbone.set_input_embeddings(SplitEmbedding(table, frozen_rows))

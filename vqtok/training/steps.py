@@ -26,7 +26,7 @@ class OptimizerStep:
     Attributes:
         model: the bare model, which is measured and published; `prepared` is what accelerate made of it.
         trained: the bare model that learns. It is `model`, but where accelerate shards it (FSDP2): `model` is then a whole copy,
-            wherever it was made, that `weights` and `publish` fill.
+            on the CPU, that `weights` and `publish` fill.
         average: the running average of the weights, None when switched off.
     """
 
