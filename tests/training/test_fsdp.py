@@ -24,6 +24,7 @@ from tests.tiny import make_tokenizer, picture
 from tests.training.fsdp_worker import CONFIG, environment
 from vqtok import CodePriorConfig, CodePriorModel, VQPipeline, VQTokenizer
 from vqtok.prior import train_text_tokenizer
+from vqtok.prior.attention import set_attention
 from vqtok.prior.data import write_code_cache
 from vqtok.training import PriorStep, TokenizerStep, TrainingArguments
 from vqtok.training.sharding import is_sharded
@@ -72,6 +73,9 @@ class Elsewhere:
     def __init__(self, kind, is_fsdp2):
         self.distributed_type, self.is_fsdp2 = kind, is_fsdp2
 
+    def prepare(self, *things):
+        return things
+
 
 def test_schemes_that_are_not_known_are_refused():
     args = TrainingArguments(output_dir="unused")
@@ -81,6 +85,15 @@ def test_schemes_that_are_not_known_are_refused():
             PriorStep(Elsewhere(kind, False), make_prior(), args)
     with pytest.raises(ValueError, match="tokenizers are trained with whole copies"):
         TokenizerStep(Elsewhere(DistributedType.FSDP, True), make_tokenizer().model, args)
+
+
+def test_the_copy_that_is_measured_on_a_cpu_has_an_attention_for_it():
+    prior = make_prior()
+    set_attention(prior, "flex_attention", torch.device("cuda"))
+    step = PriorStep(Elsewhere(DistributedType.FSDP, True), prior, TrainingArguments(output_dir="unused"))
+    assert step.model is prior and step.trained is not prior
+    for model, name in ((step.model, "sdpa"), (step.trained, "flex_attention")):
+        assert model.config._attn_implementation == model.backbone.config._attn_implementation == name
 
 
 @pytest.fixture(scope="module")

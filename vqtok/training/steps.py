@@ -32,7 +32,12 @@ class OptimizerStep:
 
     def __init__(self, accelerator: Accelerator, model: nn.Module, args: TrainingArguments):
         self.accelerator, self.model, self.args = accelerator, model, args
-        self.trained = copy.deepcopy(model) if is_sharded(accelerator) else model
+        self.trained = model
+        if is_sharded(accelerator):
+            self.trained = copy.deepcopy(model)
+            # The copy that is measured stays on the CPU, where only these kinds of attention run.
+            if getattr(model.config, "_attn_implementation", None) not in (None, "eager", "sdpa"):
+                model.set_attn_implementation("sdpa")
         optimizer = torch.optim.AdamW(
             _parameter_groups(self.trained, args.weight_decay),
             lr=args.learning_rate,
