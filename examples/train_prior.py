@@ -2,6 +2,8 @@
 
     accelerate launch examples/train_prior.py --config prior/digits --tokenizer out/vq --output_dir out/pipeline
     accelerate launch examples/train_prior.py --config prior/digits --tokenizer out/vq --codes out/codes --output_dir out/pipeline
+    accelerate launch examples/train_prior.py --config prior/digits --tokenizer out/vq --init_from Qwen/Qwen3-0.6B --lora_rank 8 \\
+        --output_dir out/pipeline
 
 A cascade is trained stage by stage: the coarsest levels, then finer ones, which are given these, with the pipeline so far as --coarse.
 
@@ -36,8 +38,11 @@ from vqtok.fingerprint import check_fingerprint
 from vqtok.hub.card import pipeline_card
 from vqtok.image.data import load_images, skipped_summary
 from vqtok.prior import PRIORS, CodeCascade
+from vqtok.prior.adapters import add_lora, check_peft, merge_lora
+from vqtok.prior.attention import checkpoint_activations, set_attention
 from vqtok.prior.conditions import COLUMNS, Conditions, check_values
 from vqtok.prior.data import MANIFEST, CodeDataset, prior_collate
+from vqtok.prior.pretrained import load_text_weights, text_backbone
 from vqtok.training import PriorStep, StepSampler, TrainingArguments, fit, parse_arguments, read_recipe, step_loader
 from vqtok.training.setup import finish, make_accelerator, model_fields, run_script, save_training
 from vqtok.training.steps import to_device
@@ -66,15 +71,43 @@ class PriorArguments:
     label_column: str | None = field(default=None, metadata={"help": "Column of class labels."})
     num_samples: int | None = field(default=None, metadata={"help": "How many samples of the data set at most."})
     text_tokenizer: str | None = field(
-        default=None, metadata={"help": "A tokenizer of transformers; None trains a byte-pair one."}
+        default=None,
+        metadata={
+            "help": "A tokenizer of transformers; None takes that of --init_from, or trains a byte-pair one. With both, its words are new "
+            "to the text model."
+        },
     )
     text_vocab_size: int = field(default=1024, metadata={"help": "Most entries of a byte-pair tokenizer trained here."})
     max_text_length: int = field(default=128, metadata={"help": "Most tokens of a caption; a longer one is refused."})
     attn_implementation: str | None = field(
         default=None,
-        metadata={"help": "Attention of the backbone on a CPU (sdpa, eager, ...); None is transformers' choice."},
+        metadata={
+            "help": "Attention of the backbone: sdpa, flex_attention, flash_attention_2, ..., or eager, which is for CPUs and changes "
+            "nothing elsewhere; None is transformers' choice."
+        },
+    )
+    init_from: str | None = field(
+        default=None,
+        metadata={
+            "help": "A folder or Hub id of a causal language model; its backbone takes the place of the recipe's."
+        },
+    )
+    lora_rank: int = field(
+        default=0,
+        metadata={"help": "Rank of adapters on the backbone of --init_from, merged at the end; 0 trains everything."},
+    )
+    gradient_checkpointing: bool = field(
+        default=False, metadata={"help": "Compute activations twice instead of keeping them."}
     )
     eval_samples: int = field(default=512, metadata={"help": "Held-out samples of an evaluation."})
+
+    def __post_init__(self) -> None:
+        if self.lora_rank < 0 or (self.lora_rank and not self.init_from):
+            raise ValueError(
+                f"--lora_rank {self.lora_rank} must be at least 0, and above 0 it needs --init_from: adapters adapt something"
+            )
+        if self.lora_rank:
+            check_peft()
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -90,10 +123,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     conditions = _conditions(kind, codes, train, script, coarse)
     test = _known(accelerator, held_out, conditions, script.eval_samples)
     model = _model(accelerator, recipe, codes, conditions, script)
-    parameters = sum(p.numel() for p in model.parameters())
-    accelerator.print(
-        f"{len(train)} samples to train on, {len(test)} to test; {parameters:,} parameters", file=sys.stderr
-    )
+    counts = f"{sum(p.numel() for p in model.parameters()):,} parameters"
+    if script.lora_rank:
+        counts += f", {sum(p.numel() for p in model.parameters() if p.requires_grad):,} of them learn"
+    accelerator.print(f"{len(train)} samples to train on, {len(test)} to test; {counts}", file=sys.stderr)
     pipeline = _pipeline(model, vq_tokenizer, conditions, coarse)
 
     def loader(start: int) -> Any:
@@ -118,6 +151,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     }
     history = fit(accelerator, step, loader, args, evaluate=evaluate, extra_arguments=same_run)
     metrics: dict[str, Any] = {}
+    if script.lora_rank:
+        merge_lora(model)
     if accelerator.is_main_process:
         metrics = _publish(pipeline, _score(model, test, conditions), len(test), script, args, history)
         _draw(pipeline, test, conditions, args, "samples.png")
@@ -205,8 +240,8 @@ def _conditions(
 ) -> Conditions:
     column = codes.columns.get(COLUMNS.get(kind) or "", [])
     tokenizer = None if coarse is None else coarse.text_tokenizer  # the stages of a cascade read the same tokens
-    if script.text_tokenizer:
-        tokenizer = AutoTokenizer.from_pretrained(script.text_tokenizer, trust_remote_code=False)
+    if kind == "text" and tokenizer is None and (source := script.text_tokenizer or script.init_from):
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     values = [column[i] for i in train] if column else []
     return Conditions(kind, values, tokenizer, script.text_vocab_size, script.max_text_length)
 
@@ -236,9 +271,11 @@ def _model(
     if model_type not in PRIORS:
         raise ValueError(f"{script.config} is of model_type {model_type!r}, which is no prior ({', '.join(PRIORS)})")
     config_class, model_class = PRIORS[model_type]
+    backbone = {"backbone_config": text_backbone(script.init_from)} if script.init_from else {}
     config = config_class(
         **{
             **{name: value for name, value in recipe.items() if name != "model_type"},
+            **backbone,
             "layout": layout.to_dict(),
             "text_size": conditions.text_size,
             "max_text_length": conditions.max_text_length,
@@ -248,8 +285,15 @@ def _model(
     )
     model = model_class(config)
     model.check_size(max(sizes, key=layout.num_codes))
-    if script.attn_implementation and accelerator.device.type == "cpu":
-        model.set_attn_implementation(script.attn_implementation)
+    if (name := script.attn_implementation) and (name != "eager" or accelerator.device.type == "cpu"):
+        set_attention(model, name, accelerator.device)
+    text_rows = 0
+    if script.init_from:
+        text_rows = load_text_weights(model, script.init_from, keep_text=not (script.text_tokenizer or script.coarse))
+    if script.lora_rank:
+        add_lora(model, script.lora_rank, text_rows)
+    if script.gradient_checkpointing:
+        checkpoint_activations(model)
     if (Path(config_folder(script.config)) / "generation_config.json").exists():  # the recipe's sampling defaults
         model.generation_config.update(**_read(script.config, "generation_config.json"))
     return model

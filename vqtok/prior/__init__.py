@@ -4,6 +4,7 @@ from .cascade import CodeCascade
 from .configuration_code_prior import CodePriorConfig
 from .known import Known
 from .modeling_code_prior import CodePriorModel
+from .pretrained import prior_from_text_model
 from .sampling import CodeScores, SamplingSettings
 from .sequence import pad_conditions
 from .text import encode_prompts, train_text_tokenizer
@@ -21,5 +22,6 @@ __all__ = [
     "SamplingSettings",
     "encode_prompts",
     "pad_conditions",
+    "prior_from_text_model",
     "train_text_tokenizer",
 ]

@@ -110,6 +110,9 @@ class CodePriorPreTrainedModel(PreTrainedModel):
         """The backbone's table of `vocabulary.padded_size` rows."""
         return self.backbone.get_input_embeddings()
 
+    def get_output_embeddings(self) -> None:
+        """None: slices of `lm_head` are read and it is never called, so nothing that wraps modules (FSDP2) may hook its call."""
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         # The backbone initialises itself; these functions leave alone what was loaded from a file.
