@@ -42,7 +42,7 @@ def test_a_text_has_the_hidden_states_of_the_text_model(text_model, kind, tied):
     ids = torch.randint(ROWS, (2, 9))
     with torch.no_grad():
         expected = model.base_model(ids).last_hidden_state
-        found = prior.backbone(inputs_embeds=prior._inputs(ids, torch.zeros(0, 32))).last_hidden_state
+        found = prior.backbone(inputs_embeds=prior.get_input_embeddings()(ids)).last_hidden_state
     assert torch.equal(found, expected)
 
 
@@ -74,8 +74,7 @@ def test_new_rows_look_like_the_old_ones(text_model):
     # Means over 4000 rows are within five standard errors.
     assert ((new.mean(0) - old.mean(0)).abs() < 5 * old.std(0) / 4000**0.5).all()
     assert torch.allclose(new.std(0), old.std(0), rtol=0.1)
-    shapes = ((1, 2, 2),)
-    sums = prior._place_vectors(shapes).std()
+    sums = prior._unit_vectors(prior._table(((1, 2, 2),))).unit_UM[1:].std()
     assert 0.5 < sums / old.std(0).mean() < 2, "a place weighs about as much as a token"
 
 

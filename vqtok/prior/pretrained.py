@@ -23,7 +23,8 @@ from transformers.utils import logging as transformers_logging
 from vqtok.codes import CodeLayout
 
 from .configuration_code_prior import CodePriorConfig
-from .modeling_code_prior import CodePriorModel, PlaceEmbedding
+from .modeling_code_prior import CodePriorModel
+from .network import PlaceEmbedding
 
 
 def prior_from_text_model(
