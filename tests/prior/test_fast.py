@@ -54,6 +54,30 @@ def test_hidden_states_are_the_backbones(variant, padded):
     assert torch.cat(made, 1).isfinite().all()
 
 
+@pytest.mark.parametrize("decoder", [FastDecoder, CachedDecoder])
+@pytest.mark.parametrize("padded", [False, True])
+@torch.no_grad()
+def test_tokens_of_one_pass_may_see_each_other(decoder, padded):
+    """Passes of 3, 2, 1 and 4 tokens, against one forward of the backbone with the mask written out."""
+    model, steps = make(num_key_value_heads=2), (3, 2, 1, 4)
+    x_BTM, mask = torch.randn(2, sum(steps), 32), torch.ones(2, sum(steps), dtype=torch.bool)
+    if padded:
+        mask[1, :2] = False
+    number = torch.tensor([index for index, step in enumerate(steps) for _ in range(step)])
+    sees = (number[None] <= number[:, None]) & mask[:, None]
+    expected = model(
+        inputs_embeds=x_BTM, attention_mask=torch.zeros(sees.shape).masked_fill(~sees, -1e9)[:, None]
+    ).last_hidden_state
+    made, at = [], 0
+    decode = FastDecoder(model, 2, sum(steps), 0) if decoder is FastDecoder else CachedDecoder(model, 0)
+    for step in steps:
+        made.append(decode(x_BTM[:, at : at + step], mask[:, : at + step] if padded else None, causal=False))
+        at += step
+    torch.testing.assert_close(torch.cat(made, 1)[mask], expected[mask], rtol=1e-5, atol=1e-5)
+    causal = model(inputs_embeds=x_BTM, attention_mask=mask.long()).last_hidden_state
+    assert not torch.allclose(expected[mask], causal[mask], atol=1e-2)
+
+
 @torch.no_grad()
 def test_both_decoders_agree_and_positions_matter():
     model, x_BTM = make(num_key_value_heads=2), torch.randn(2, 6, 32)

@@ -32,9 +32,13 @@ class _Layer(NamedTuple):
 
 
 class Decoder(Protocol):
-    """Hidden states `(B, T, M)` of the next tokens from their input vectors; `mask_BS` is false for padding so far, or None."""
+    """Hidden states `(B, T, M)` of the next tokens from their input vectors.
 
-    def __call__(self, x_BTM: Tensor, mask_BS: Tensor | None) -> Tensor: ...
+    `mask_BS` is false for padding among the tokens so far, or None. Each token sees the tokens before it and itself; with `causal`
+    False the tokens of this pass see each other and all that came before.
+    """
+
+    def __call__(self, x_BTM: Tensor, mask_BS: Tensor | None, causal: bool = True) -> Tensor: ...
 
 
 def decoder_for(backbone: nn.Module, batch: int, length: int, start: int) -> Decoder:
@@ -51,11 +55,18 @@ class CachedDecoder:
         self.backbone, self.position = backbone, start
         self.cache = DynamicCache(config=backbone.config)
 
-    def __call__(self, x_BTM: Tensor, mask_BS: Tensor | None) -> Tensor:
-        first, self.position = self.position, self.position + x_BTM.shape[1]
+    def __call__(self, x_BTM: Tensor, mask_BS: Tensor | None, causal: bool = True) -> Tensor:
+        batch, length, _ = x_BTM.shape
+        first, self.position = self.position, self.position + length
+        mask = None if mask_BS is None else mask_BS.long()
+        if not causal and length > 1:  # four axes: what transformers takes as it is, to be added to the scores
+            seen = self.cache.get_seq_length() + length
+            mask = x_BTM.new_zeros(batch, 1, length, seen)
+            if mask_BS is not None:
+                mask = mask.masked_fill(~mask_BS[:, None, None, :seen], torch.finfo(x_BTM.dtype).min)
         hidden: Tensor = self.backbone(
             inputs_embeds=x_BTM,
-            attention_mask=None if mask_BS is None else mask_BS.long(),
+            attention_mask=mask,
             position_ids=torch.arange(first, self.position, device=x_BTM.device)[None],
             past_key_values=self.cache,
             use_cache=True,
@@ -103,19 +114,21 @@ class FastDecoder:
         self.seen = 0
         self.layers = [_packed(layer) for layer in backbone.layers]
 
-    def __call__(self, x_BTM: Tensor, mask_BS: Tensor | None) -> Tensor:
+    def __call__(self, x_BTM: Tensor, mask_BS: Tensor | None, causal: bool = True) -> Tensor:
         """Hidden states `(B, T, M)` of the next tokens, given their input vectors.
 
         Args:
             mask_BS: false for padding among the tokens so far, these included; None if nothing is padding.
+            causal: whether a token of this pass sees only those before it and itself; False lets all of this pass see each other.
         """
         batch, length, _ = x_BTM.shape
         first, last = self.seen, self.seen + length
         self.seen = last
         cos, sin = self.cos[first:last], self.sin[first:last]
         bias = None
-        if mask_BS is not None or length > 1:
-            allowed = torch.ones(length, last, dtype=torch.bool, device=x_BTM.device).tril(first)[None, None]
+        if mask_BS is not None or (causal and length > 1):
+            allowed = torch.ones(length, last, dtype=torch.bool, device=x_BTM.device)[None, None]
+            allowed = allowed.tril(first) if causal else allowed
             bias = allowed if mask_BS is None else allowed & mask_BS[:, None, None, :last]
             # A row of padding alone attends to itself, as no softmax can be over nothing; nobody reads what comes out.
             bias = bias | torch.eye(length, last, dtype=torch.bool, device=x_BTM.device).roll(first, 1)
