@@ -5,35 +5,50 @@ Axis letters: N rows, I inputs, O outputs.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-_LARGE = 1 << 17  # weights; a smaller matrix is multiplied sooner than the library of the other layout is called
-_MANY = 16  # rows; from here on the other layout is worth it for small matrices too
+_LARGE = 1 << 17  # weights; below this, the call of the other library takes longer than what it saves
+_MANY = 32  # rows; from here on the other layout is worth it for smaller matrices too
 
 
 class Product(Protocol):
-    """x W^T + bias + more, `(N, O)` in the dtype of x, for x `(N, I)`."""
+    """x W^T + bias + more, `(N, O)` in the dtype of x, for x `(N, I)`; without gradients."""
 
     def __call__(self, x_NI: Tensor, more_NO: Tensor | None = None) -> Tensor: ...
 
 
 def product(weight_OI: Tensor, bias_O: Tensor | None, dtype: torch.dtype, rows: int) -> Product:
-    """A product by these weights, of which a copy is made.
+    """A product by these weights.
+
+    On a CPU, 16 bits pay for large matrices alone, and for float16 never: the others are multiplied in float32.
 
     Args:
-        weight_OI: the weights, in any dtype.
-        dtype: what they are multiplied in. Small matrices on a CPU are multiplied in float32 even if this has 16 bits.
+        weight_OI: the weights, of any dtype.
+        dtype: of the weights in the product.
         rows: N of most calls; any other works too.
     """
-    large = weight_OI.numel() >= _LARGE
     if weight_OI.device.type != "cpu" or dtype == torch.float64:
         return Plain(weight_OI, bias_O, dtype)
-    if _has_packed and (large or rows >= _MANY):
+    large = weight_OI.numel() >= _LARGE
+    if dtype != torch.bfloat16 or not large or not _packs(dtype):
+        dtype = torch.float32
+    if (large or rows >= _MANY) and _packs(dtype):
         return Packed(weight_OI, bias_O, dtype, rows)
-    return Plain(weight_OI, bias_O, torch.float32)
+    return Plain(weight_OI, bias_O, dtype)
+
+
+@cache
+def _packs(dtype: torch.dtype) -> bool:
+    """Whether `Packed` works here, found by trying: its two calls are those of torch.compile, not public, and not in every build."""
+    one = torch.eye(2, dtype=dtype)
+    try:
+        return torch.equal(Packed(one, None, dtype, 1)(one), one)
+    except (AttributeError, RuntimeError):
+        return False
 
 
 class Plain:
@@ -56,7 +71,7 @@ class Plain:
 
 
 class Packed:
-    """By oneDNN, in whose layout of the weights few rows go two to three times as fast; the same numbers, to rounding."""
+    """By oneDNN, with the weights in a layout of its own choice, made once."""
 
     def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, dtype: torch.dtype, rows: int):
         self.dtype = dtype
@@ -67,6 +82,3 @@ class Packed:
         y_NO = torch.ops.mkldnn._linear_pointwise(x_NI.to(self.dtype), self.weight, self.bias_O, "none", [], "")
         y_NO = y_NO.to(x_NI.dtype)
         return y_NO if more_NO is None else y_NO.add_(more_NO)
-
-
-_has_packed = True
