@@ -1,11 +1,13 @@
 """One token after another through a backbone: any of transformers with its cache, the default one by a path of our own.
 
 The path of our own has the weights of a Llama of transformers, without what generality costs. Between two codes a transformer
-does little work, so what is around the matrix products counts: module calls, growing caches, masks made anew. Here the
-projections of a layer that read the same input are one product, the cache has its final size from the start, and the rest
-are a dozen calls per layer. The numbers are those of the backbone's own forward, to rounding.
+does little work, so what is around the matrix products counts: module calls, growing caches, masks made anew. Here the weights are
+laid out for few rows (`products.py`), what is constant around a product is folded into its weights, the cache has its final
+size from the start, and what lies between the products stays in 32 bits. The numbers are those of the backbone's own forward,
+to rounding.
 
-Axis letters: B batch, T tokens of this pass, S cached tokens, H heads, G key/value heads, E width of a head, M width.
+Axis letters: B batch, T tokens of this pass, N = B T, S cached tokens, H heads, G key/value heads, X = B G, E width of a
+head, M width.
 """
 
 from __future__ import annotations
@@ -112,7 +114,10 @@ class FastDecoder:
         turns = [turn.expand(-1, self.heads + self.groups, -1), torch.ones_like(turn).expand(-1, self.groups, -1)]
         self.turn = torch.cat(turns, 1)  # (length, H + 2G, E / 2)
         kept = self.dtype if weight.is_cuda else self.wide  # a CPU attends faster in 32 bits
-        self.cache = weight.new_empty((len(backbone.layers), 2, batch, self.groups, length, self.width), dtype=kept)
+        # Keys lie transposed: one query times all of them then reads memory in order.
+        shape = (len(backbone.layers), batch * self.groups)
+        self.keys = weight.new_empty((*shape, self.width, length), dtype=kept)
+        self.values = weight.new_empty((*shape, length, self.width), dtype=kept)
         self.seen = 0
         self.layers = [_packed(layer, self.width, batch) for layer in backbone.layers]
 
@@ -128,21 +133,34 @@ class FastDecoder:
         self.seen = last
         bias = _allowed(x_BTM, first, mask_BS, causal)
         turn = self.turn[first:last]
-        slots = self.cache[..., first:last, :].unbind(0)
-        keys, values = self.cache[..., :last, :].unbind(1)
+        keys, values = self.keys[..., :last].unbind(0), self.values[:, :, :last].unbind(0)
         x_NM = x_BTM.reshape(-1, width).to(self.wide)
-        for layer, slot, k_BGSE, v_BGSE in zip(self.layers, slots, keys.unbind(0), values.unbind(0), strict=True):
+        for layer, k_XES, v_XSE in zip(self.layers, keys, values, strict=True):
             qkv = layer.qkv(self._normed(x_NM)).view(batch, length, -1, self.width // 2, 2)
             qkv = torch.view_as_real(torch.view_as_complex(qkv) * turn).flatten(3)
-            slot.copy_(qkv[:, :, self.heads :].unflatten(2, (2, -1)).permute(2, 0, 3, 1, 4))
-            q_BHTE = qkv[:, :, : self.heads].transpose(1, 2).to(slot.dtype)
-            mixed = F.scaled_dot_product_attention(
-                q_BHTE, k_BGSE, v_BGSE, bias, scale=1.0, enable_gqa=self.groups != self.heads
-            )
-            x_NM = layer.out(mixed.transpose(1, 2).reshape(batch * length, -1), x_NM)
+            q_BTHE, k_BTGE, v_BTGE = qkv.split([self.heads, self.groups, self.groups], 2)
+            k_XES[..., first:].unflatten(0, (batch, -1)).copy_(k_BTGE.permute(0, 2, 3, 1))
+            v_XSE[:, first:].unflatten(0, (batch, -1)).copy_(v_BTGE.transpose(1, 2))
+            mixed = self._attend(q_BTHE, k_XES, v_XSE, bias)
+            x_NM = layer.out(mixed, x_NM)
             h_NM = self._normed(x_NM)
             x_NM = layer.down(self.act(layer.gate(h_NM)).mul_(layer.up(h_NM)), x_NM)
         return (self._normed(x_NM) * self.norm).to(self.dtype).view(batch, length, width)
+
+    def _attend(self, q_BTHE: Tensor, k_XES: Tensor, v_XSE: Tensor, bias: Tensor | None) -> Tensor:
+        """What the queries read from the cache, `(N, H E)`; the weights of the queries hold the scale."""
+        batch, length = q_BTHE.shape[:2]
+        if length > 1:
+            k_BGSE, v_BGSE = (each.unflatten(0, (batch, -1)) for each in (k_XES.transpose(1, 2), v_XSE))
+            q_BHTE, grouped = q_BTHE.transpose(1, 2).to(k_XES.dtype), self.groups != self.heads
+            mixed = F.scaled_dot_product_attention(q_BHTE, k_BGSE, v_BGSE, bias, scale=1.0, enable_gqa=grouped)
+            return mixed.transpose(1, 2).reshape(batch * length, -1).to(self.wide)
+        # One query per head: two products are quicker than the fused attention, which is made for many.
+        scores = torch.bmm(q_BTHE.reshape(len(k_XES), -1, self.width).to(k_XES.dtype), k_XES)
+        if bias is not None:
+            scores = scores.unflatten(0, (batch, -1)).masked_fill(~bias, -torch.inf).flatten(0, 1)
+        shares = scores.softmax(-1, dtype=self.wide).to(v_XSE.dtype)
+        return torch.bmm(shares, v_XSE).reshape(batch, -1).to(self.wide)
 
     def _normed(self, x_NM: Tensor) -> Tensor:
         """x / sqrt(mean of squares + eps); the learned factors are in the weights of the next product."""
