@@ -1,11 +1,13 @@
 """One token after another through a backbone: any of transformers with its cache, the default one by a path of our own.
 
 The path of our own has the weights of a Llama of transformers, without what generality costs. Between two codes a transformer
-does little work, so what is around the matrix products counts: module calls, growing caches, masks made anew. Here the
-projections of a layer that read the same input are one product, the cache has its final size from the start, and the rest
-are a dozen calls per layer. The numbers are those of the backbone's own forward, to rounding.
+does little work, so what is around the matrix products counts: module calls, growing caches, masks made anew. Here the weights are
+laid out for few rows (`products.py`), what is constant around a product is folded into its weights, the cache has its final
+size from the start, and what lies between the products stays in 32 bits. The numbers are those of the backbone's own forward,
+to rounding.
 
-Axis letters: B batch, T tokens of this pass, S cached tokens, H heads, G key/value heads, E width of a head, M width.
+Axis letters: B batch, T tokens of this pass, N = B T, S cached tokens, H heads, G key/value heads, X = B G, E width of a
+head, M width.
 """
 
 from __future__ import annotations
@@ -17,18 +19,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import DynamicCache
 
+from .products import Product, product
+
 _MAX_PACKED = 1 << 28  # weights of a larger model are not copied
 
 
 class _Layer(NamedTuple):
-    norm: Tensor
-    qkv: Tensor
-    qkv_bias: Tensor | None
-    out: nn.Linear
-    mlp_norm: Tensor
-    gate_up: Tensor
-    gate_up_bias: Tensor | None
-    down: nn.Linear
+    qkv: Product
+    out: Product
+    gate: Product
+    up: Product
+    down: Product
 
 
 class Decoder(Protocol):
@@ -106,20 +107,26 @@ class FastDecoder:
     """
 
     def __init__(self, backbone: Any, batch: int, length: int, start: int):
-        config = backbone.config
+        config, weight = backbone.config, backbone.norm.weight
         self.heads, self.groups = config.num_attention_heads, config.num_key_value_heads
         self.width = getattr(config, "head_dim", None) or config.hidden_size // self.heads
-        self.eps, self.act, self.norm = config.rms_norm_eps, backbone.layers[0].mlp.act_fn, backbone.norm.weight
-        weight = backbone.norm.weight
+        self.act, self.norm, self.dtype = backbone.layers[0].mlp.act_fn, weight, weight.dtype
+        # Products may be in 16 bits; what lies between them is little work and stays in 32, where sums and softmax belong.
+        self.wide = torch.promote_types(self.dtype, torch.float32)
+        self.eps = torch.tensor(config.rms_norm_eps, dtype=self.wide, device=weight.device)
         positions = torch.arange(start, start + length, device=weight.device)[None]
-        cos, sin = backbone.rotary_emb(weight.new_zeros(1, length, 1), positions)  # (1, length, E)
-        # x * cos + rotated(x) * sin, where rotated(x) = (-second half, first half): the sign goes into sin.
-        sign = torch.cat([-torch.ones(self.width // 2), torch.ones(self.width // 2)]).to(sin)
-        self.cos, self.sin = cos[0, :, None], (sin[0] * sign)[:, None]
-        shape = (len(backbone.layers), 2, batch, self.groups, length, self.width)
-        self.cache = weight.new_empty(shape)
+        cos, sin = backbone.rotary_emb(self.eps.new_zeros(1, length, 1), positions)  # (1, length, E), both halves alike
+        turn = torch.complex(cos[0, :, None, : self.width // 2], sin[0, :, None, : self.width // 2])
+        # Queries and keys turn, values stay: one product of complex numbers for all.
+        turns = [turn.expand(-1, self.heads + self.groups, -1), torch.ones_like(turn).expand(-1, self.groups, -1)]
+        self.turn = torch.cat(turns, 1)  # (length, H + 2G, E / 2)
+        kept = self.dtype if weight.is_cuda else self.wide  # a CPU attends faster in 32 bits
+        # Keys lie transposed: one query times all of them then reads memory in order.
+        shape = (len(backbone.layers), batch * self.groups)
+        self.keys = weight.new_empty((*shape, self.width, length), dtype=kept)
+        self.values = weight.new_empty((*shape, length, self.width), dtype=kept)
         self.seen = 0
-        self.layers = [_packed(layer) for layer in backbone.layers]
+        self.layers = [_packed(layer, self.width, batch) for layer in backbone.layers]
 
     def restart(self) -> None:
         """Forget all tokens; the cache is written over."""
@@ -132,47 +139,76 @@ class FastDecoder:
             mask_BS: false for padding among the tokens so far, these included; None if nothing is padding.
             causal: whether a token of this pass sees only those before it and itself; False lets all of this pass see each other.
         """
-        batch, length, _ = x_BTM.shape
+        batch, length, width = x_BTM.shape
         first, last = self.seen, self.seen + length
         self.seen = last
-        cos, sin = self.cos[first:last], self.sin[first:last]
-        bias = None
-        if mask_BS is not None or (causal and length > 1):
-            allowed = torch.ones(length, last, dtype=torch.bool, device=x_BTM.device)[None, None]
-            allowed = allowed.tril(first) if causal else allowed
-            bias = allowed if mask_BS is None else allowed & mask_BS[:, None, None, :last]
-            # A row of padding alone attends to itself, as no softmax can be over nothing; nobody reads what comes out.
-            bias = bias | torch.eye(length, last, dtype=torch.bool, device=x_BTM.device).roll(first, 1)
-        for index, layer in enumerate(self.layers):
-            h_BTM = F.rms_norm(x_BTM, (x_BTM.shape[-1],), layer.norm, self.eps)
-            qkv = F.linear(h_BTM, layer.qkv, layer.qkv_bias).view(batch, length, -1, self.width)
-            rotated = qkv[:, :, : self.heads + self.groups]
-            swapped = rotated.roll(self.width // 2, -1)
-            rotated = torch.addcmul(rotated * cos, swapped, sin)
-            keys, values = self.cache[index, 0, :, :, :last], self.cache[index, 1, :, :, :last]
-            keys[:, :, first:] = rotated[:, :, self.heads :].transpose(1, 2)
-            values[:, :, first:] = qkv[:, :, self.heads + self.groups :].transpose(1, 2)
-            mixed = F.scaled_dot_product_attention(
-                rotated[:, :, : self.heads].transpose(1, 2), keys, values, bias, enable_gqa=self.groups != self.heads
-            )
-            mixed = mixed.transpose(1, 2).reshape(batch, length, -1)
-            x_BTM = x_BTM + layer.out(mixed)
-            h_BTM = F.rms_norm(x_BTM, (x_BTM.shape[-1],), layer.mlp_norm, self.eps)
-            gate, up = F.linear(h_BTM, layer.gate_up, layer.gate_up_bias).chunk(2, -1)
-            x_BTM = x_BTM + layer.down(self.act(gate) * up)
-        return F.rms_norm(x_BTM, (x_BTM.shape[-1],), self.norm, self.eps)
+        bias = _allowed(x_BTM, first, mask_BS, causal)
+        turn = self.turn[first:last]
+        keys, values = self.keys[..., :last].unbind(0), self.values[:, :, :last].unbind(0)
+        x_NM = x_BTM.reshape(-1, width).to(self.wide)
+        for layer, k_XES, v_XSE in zip(self.layers, keys, values, strict=True):
+            qkv = layer.qkv(self._normed(x_NM)).view(batch, length, -1, self.width // 2, 2)
+            qkv = torch.view_as_real(torch.view_as_complex(qkv) * turn).flatten(3)
+            q_BTHE, k_BTGE, v_BTGE = qkv.split([self.heads, self.groups, self.groups], 2)
+            k_XES[..., first:].unflatten(0, (batch, -1)).copy_(k_BTGE.permute(0, 2, 3, 1))
+            v_XSE[:, first:].unflatten(0, (batch, -1)).copy_(v_BTGE.transpose(1, 2))
+            mixed = self._attend(q_BTHE, k_XES, v_XSE, bias)
+            x_NM = layer.out(mixed, x_NM)
+            h_NM = self._normed(x_NM)
+            x_NM = layer.down(self.act(layer.gate(h_NM)).mul_(layer.up(h_NM)), x_NM)
+        return (self._normed(x_NM) * self.norm).to(self.dtype).view(batch, length, width)
+
+    def _attend(self, q_BTHE: Tensor, k_XES: Tensor, v_XSE: Tensor, bias: Tensor | None) -> Tensor:
+        """What the queries read from the cache, `(N, H E)`; the weights of the queries hold the scale."""
+        batch, length = q_BTHE.shape[:2]
+        if length > 1:
+            k_BGSE, v_BGSE = (each.unflatten(0, (batch, -1)) for each in (k_XES.transpose(1, 2), v_XSE))
+            q_BHTE, grouped = q_BTHE.transpose(1, 2).to(k_XES.dtype), self.groups != self.heads
+            mixed = F.scaled_dot_product_attention(q_BHTE, k_BGSE, v_BGSE, bias, scale=1.0, enable_gqa=grouped)
+            return mixed.transpose(1, 2).reshape(batch * length, -1).to(self.wide)
+        # One query per head: two products are quicker than the fused attention, which is made for many.
+        scores = torch.bmm(q_BTHE.reshape(len(k_XES), -1, self.width).to(k_XES.dtype), k_XES)
+        if bias is not None:
+            scores = scores.unflatten(0, (batch, -1)).masked_fill(~bias, -torch.inf).flatten(0, 1)
+        shares = scores.softmax(-1, dtype=self.wide).to(v_XSE.dtype)
+        return torch.bmm(shares, v_XSE).reshape(batch, -1).to(self.wide)
+
+    def _normed(self, x_NM: Tensor) -> Tensor:
+        """x / sqrt(mean of squares + eps); the learned factors are in the weights of the next product."""
+        norm_N1 = torch.linalg.vector_norm(x_NM, 2, -1, True)
+        return x_NM * torch.addcmul(self.eps, norm_N1, norm_N1, value=1 / x_NM.shape[1]).rsqrt_()
 
 
-def _packed(layer: Any) -> _Layer:
+def _allowed(x_BTM: Tensor, first: int, mask_BS: Tensor | None, causal: bool) -> Tensor | None:
+    """What the tokens of this pass see, bool `(B or 1, 1, T, S)`; None if each sees all."""
+    length, last = x_BTM.shape[1], first + x_BTM.shape[1]
+    if mask_BS is None and (length == 1 or not causal):
+        return None
+    seen = torch.ones(length, last, dtype=torch.bool, device=x_BTM.device)[None, None]
+    seen = seen.tril(first) if causal else seen
+    seen = seen if mask_BS is None else seen & mask_BS[:, None, None, :last]
+    # A row of padding alone attends to itself, as no softmax can be over nothing; nobody reads what comes out.
+    return seen | torch.eye(length, last, dtype=torch.bool, device=x_BTM.device).roll(first, 1)
+
+
+def _packed(layer: Any, width: int, rows: int) -> _Layer:
+    """The products of a layer, with what is constant around them in their weights: norms' factors, the scale of the softmax."""
     attention, mlp = layer.self_attn, layer.mlp
-    qkv = (attention.q_proj, attention.k_proj, attention.v_proj)
+    norm, mlp_norm = layer.input_layernorm.weight.float(), layer.post_attention_layernorm.weight.float()
+
+    def paired(value: Tensor) -> Tensor:
+        """Number i of a head's first half beside number i of its second: the complex number that the position turns."""
+        return value.unflatten(0, (-1, 2, width // 2)).transpose(1, 2).flatten(0, 2)
+
+    def qkv(name: str) -> Tensor | None:
+        q, k, v = (getattr(each, name) for each in (attention.q_proj, attention.k_proj, attention.v_proj))
+        return None if q is None else torch.cat([paired(q).float() * attention.scaling, paired(k).float(), v.float()])
+
+    dtype = layer.input_layernorm.weight.dtype
     return _Layer(
-        layer.input_layernorm.weight,
-        torch.cat([each.weight for each in qkv]),
-        None if attention.q_proj.bias is None else torch.cat([each.bias for each in qkv]),
-        attention.o_proj,
-        layer.post_attention_layernorm.weight,
-        torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]),
-        None if mlp.gate_proj.bias is None else torch.cat([mlp.gate_proj.bias, mlp.up_proj.bias]),
-        mlp.down_proj,
+        product(qkv("weight") * norm, qkv("bias"), dtype, rows),
+        product(attention.o_proj.weight, attention.o_proj.bias, dtype, rows),
+        product(mlp.gate_proj.weight * mlp_norm, mlp.gate_proj.bias, dtype, rows),
+        product(mlp.up_proj.weight * mlp_norm, mlp.up_proj.bias, dtype, rows),
+        product(mlp.down_proj.weight, mlp.down_proj.bias, dtype, rows),
     )

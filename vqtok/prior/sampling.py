@@ -149,11 +149,12 @@ def draw(logits_BK: Tensor, uniform_B: Tensor, settings: SamplingSettings) -> Te
     """
     if settings.temperature == 0:
         return logits_BK.float().argmax(1)
-    filtered_BK = filter_logits(logits_BK, settings.temperature, settings.top_k, settings.top_p)
-    cumulative_BK = filtered_BK.softmax(1).double().cumsum(1)
-    total_B1 = cumulative_BK[:, -1:]
+    filtered_BK = logits_BK.float()
+    if settings.temperature != 1 or settings.top_k is not None or settings.top_p < 1:
+        filtered_BK = filter_logits(filtered_BK, settings.temperature, settings.top_k, settings.top_p)
+    cumulative_BK = filtered_BK.softmax(1).cumsum(1, dtype=torch.float64)
     # Below the total even when u is rounded up, so that what is found has a probability above 0.
-    threshold_B1 = torch.minimum(uniform_B[:, None] * total_B1, torch.nextafter(total_B1, torch.zeros_like(total_B1)))
+    threshold_B1 = (uniform_B * (1 - 2.0**-52))[:, None] * cumulative_BK[:, -1:]
     found_B = torch.searchsorted(cumulative_BK, threshold_B1, right=True)[:, 0]
     return found_B.clamp(max=logits_BK.shape[1] - 1)  # only logits that are not numbers get that far
 
