@@ -17,20 +17,11 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from vqtok.sources.hashing import hash64, mix
-from vqtok.sources.medium import Medium
 
+from .reading import RECORDINGS, match_channels
 from .resampling import resample
 from .words import SAMPLING_RATE, Recording, recordings, recordings_of
 
-RECORDINGS = Medium(
-    "recording",
-    "recordings",
-    frozenset((".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".w64", ".caf", ".rf64")),
-    ".wav, .flac or .ogg",
-    "Audio",
-    "audio_column",
-    "spoken-numbers",
-)
 MAX_WORDS, MAX_SECONDS = 5, 4.0
 SPEEDS = tuple(range(95, 106))  # percent
 GAP_MS, EDGE_MS = (30, 120), (20, 100)
@@ -248,12 +239,14 @@ class SpokenNumbers(Dataset[dict[str, Any]]):
         split: "train" or "test". They share no phrase; they share the recordings of the words.
         num_samples: length of the data set; a longer one starts with the items of a shorter one.
         seed: any integer.
+        sampling_rate: of the items in Hz; all but the 16,000 of the recordings are resampled.
+        num_channels: 1, or 2 with the same sound in both.
 
-    Items: a dict of `audio`, float32 (1, samples) within [-1, 1]; `sampling_rate`, 16000; `text`, its words with spaces
+    Items: a dict of `audio`, float32 (num_channels, samples); `sampling_rate`; `text`, its words with spaces
     between them; `words`, a tuple of `SpokenWord`.
 
     Raises:
-        ValueError: if the split is unknown, or num_samples is below 1.
+        ValueError: if the split is unknown, num_samples is below 1, or num_channels is neither 1 nor 2.
         ImportError: if soundfile is missing.
 
     Example:
@@ -265,14 +258,23 @@ class SpokenNumbers(Dataset[dict[str, Any]]):
     medium = RECORDINGS
     skipped: list[tuple[str, str]] = []  # nothing that is embedded can be unreadable
     label_names: list[str] | None = None  # as of every data set: a phrase has no class
-    sampling_rate = SAMPLING_RATE
 
-    def __init__(self, split: str = "train", num_samples: int = 10_000, seed: int = 0) -> None:
+    def __init__(
+        self,
+        split: str = "train",
+        num_samples: int = 10_000,
+        seed: int = 0,
+        sampling_rate: int = SAMPLING_RATE,
+        num_channels: int = 1,
+    ) -> None:
         if split not in ("train", "test"):
             raise ValueError(f"unknown split {split!r} of the spoken numbers: use 'train' or 'test'")
         if num_samples < 1:
             raise ValueError(f"num_samples is {num_samples}: ask for at least 1")
+        if num_channels not in (1, 2) or sampling_rate < 1:
+            raise ValueError(f"the spoken numbers have 1 or 2 channels, not {num_channels}, at a rate of at least 1 Hz")
         self.split = split
+        self.sampling_rate, self.num_channels = sampling_rate, num_channels
         self.num_samples = num_samples
         self.seed = seed
         self._key = hash64(f"{seed} {split}".encode())
@@ -288,7 +290,10 @@ class SpokenNumbers(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         words, key = self._phrase(index)
         audio, spoken = join_words(words, key)
-        return {"audio": audio[None], "sampling_rate": SAMPLING_RATE, "text": " ".join(words), "words": spoken}
+        sound = match_channels(resample(audio[None], SAMPLING_RATE, self.sampling_rate), self.num_channels)
+        scale = self.sampling_rate / SAMPLING_RATE
+        spoken = tuple(SpokenWord(word, round(start * scale), round(stop * scale)) for word, start, stop in spoken)
+        return {"audio": sound, "sampling_rate": self.sampling_rate, "text": " ".join(words), "words": spoken}
 
     def name(self, index: int) -> str:
         """Return what to call an item."""

@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .reading import soundfile
+
 SAMPLING_RATE = 16_000
 FOLDER = Path(__file__).parent / "spoken_numbers"
 # The spoken part begins and ends where a block of 10 ms is within 45 dB of the loudest one, and 20 ms more on each side.
@@ -48,15 +50,10 @@ def recordings() -> tuple[Recording, ...]:
         >>> len(recordings()), recordings()[0].word, len(recordings()[0].samples)
         (138, 'zero', 13996)
     """
-    try:
-        import soundfile
-    except ImportError as error:
-        raise ImportError(
-            "the spoken numbers are read with soundfile: install it with pip install 'vqtok[audio]'"
-        ) from error
+    library = soundfile()
     with (FOLDER / "words.csv").open(encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))
-    everything, _ = soundfile.read(FOLDER / "words.flac", dtype="int16")
+    everything, _ = library.read(FOLDER / "words.flac", dtype="int16")
     everything.setflags(write=False)
     found, place = [], 0
     for row in rows:
