@@ -70,7 +70,7 @@ def load_audio(
 
     Example:
         >>> load_audio("spoken-numbers", 16000, 1, "test", num_samples=3)[1]["text"]
-        '?'
+        'three eight zero pound'
     """
     if num_samples is not None and num_samples < 1:
         raise ValueError(f"num_samples is {num_samples}: ask for at least 1")

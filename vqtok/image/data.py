@@ -16,18 +16,12 @@ from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
 from vqtok.sources.dataset import MediaDataset, open_source, refuse_options, skipped_summary
-from vqtok.sources.medium import Medium
 
 from .digits import CaptionedDigits
 from .image_processing_image_vq import to_rgb
+from .pictures import PICTURES
 
 __all__ = ["CropDataset", "ImageDataset", "load_images", "skipped_summary"]
-
-SUFFIXES = frozenset(
-    (".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm")
-    + (".tga", ".tif", ".tiff", ".webp")
-)
-PICTURES = Medium("picture", "pictures", SUFFIXES, ".png, .jpg or .webp", "Image", "image_column", "digits")
 
 
 def load_images(

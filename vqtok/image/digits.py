@@ -22,6 +22,8 @@ from torch.utils.data import Dataset
 
 from vqtok.sources.hashing import hash64, mix
 
+from .pictures import PICTURES
+
 if TYPE_CHECKING:
     import datasets
 
@@ -309,6 +311,7 @@ class CaptionedDigits(Dataset[dict[str, Any]]):
         ((32, 32, 3), 'a blue zero in the bottom right')
     """
 
+    medium = PICTURES
     label_names: list[str] | None = None  # as of every data set: a scene has no one class
 
     def __init__(
