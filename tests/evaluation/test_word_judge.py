@@ -58,6 +58,14 @@ def test_real_joins_are_heard(judge, phrases, kind):
     assert scores["word_accuracy"] > 0.97, scores
 
 
+def test_a_soft_word_beside_loud_ones_is_heard(judge):
+    for words, key in ((["monday", "july", "third"], 0), (["kilo", "mike"], 2)):
+        sound, spoken = join_words(words, key)
+        _, start, stop = spoken[1]
+        sound[start:stop] *= 0.5  # 6 dB
+        assert judge.read([sound], RATE) == [words]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", DISTURBED)
 def test_many_real_joins_are_heard(judge, kind):

@@ -39,6 +39,15 @@ class _Templates(NamedTuple):
     words: list[str]
 
 
+class _Penalties(NamedTuple):
+    """In dB: float32 (S,) to hold a frame of a template, step on to it or skip to it; (W,) to begin a template."""
+
+    hold: np.ndarray
+    step: np.ndarray
+    skip: np.ndarray
+    enter: np.ndarray
+
+
 class WordJudge:
     """Recognises connected words by dynamic programming over spectrograms (one-stage DP, Ney 1984).
 
@@ -69,7 +78,14 @@ class WordJudge:
         features.append(np.zeros((1, _BANDS + 1), np.float32))
         words.append("")
         ends = np.cumsum([len(part) for part in features])
-        self._templates = _Templates(np.concatenate(features), np.concatenate(([0], ends[:-1])), ends - 1, words)
+        first, last = np.concatenate(([0], ends[:-1])), ends - 1
+        self._templates = _Templates(np.concatenate(features), first, last, words)
+        hold, step, skip = (np.full(ends[-1], price, np.float32) for price in (_STAY, 0.0, _SKIP))
+        enter = np.full(len(words), _WORD, np.float32)
+        hold[-1] = enter[-1] = 0  # silence is no word and lasts as long as it likes
+        step[first] = skip[first] = np.inf  # nothing comes before a first frame but another word,
+        skip[np.minimum(first + 1, last)] = np.inf  # and nothing two before a second one
+        self._penalties = _Penalties(hold, step, skip, enter)
 
     def read(self, audio: Sequence[np.ndarray], sampling_rate: int) -> list[list[str]]:
         """Return the words of each sound, in their order.
@@ -120,46 +136,32 @@ class WordJudge:
         }
 
     def _read(self, sound: np.ndarray) -> list[str]:
-        templates = self._templates
-        frames = _features(sound)
-        distances = _distances(frames, templates.features)
-        num_states, num_frames = len(templates.features), len(frames)
-        infinity = np.float32(np.inf)
-        is_first, is_second = np.zeros(num_states, bool), np.zeros(num_states, bool)
-        is_first[templates.first] = True
-        is_second[np.minimum(templates.first + 1, templates.last)] = True
-        is_second |= is_first
-        penalties = np.full(len(templates.words), _WORD, np.float32)
-        penalties[-1] = 0  # silence is no word
-        cost = np.full(num_states, infinity, np.float32)
-        begun = np.zeros(num_states, np.int32)  # the frame where the template of a state's best path began
-        best_end, ends = (
-            np.float32(0),
-            [],
-        )  # cheapest path that ends a template at the frame before; how it ended, per frame
+        templates, penalties = self._templates, self._penalties
+        distances = _distances(_features(sound), templates.features)
+        num_frames, num_states = distances.shape
+        # Two places more in front, so that a state's predecessors are slices. begun: where the template of a state's best
+        # path began.
+        cost, begun = np.full(num_states + 2, np.inf, np.float32), np.zeros(num_states + 2, np.int32)
+        best_end, ends = np.float32(0), []  # cheapest path that ended a template one frame before; how, per frame
         for frame in range(num_frames):
-            stepped = np.concatenate(([infinity], cost[:-1]))
-            skipped = np.concatenate(([infinity, infinity], cost[:-2])) + np.float32(_SKIP)
-            stepped[is_first] = infinity
-            skipped[is_second] = infinity
-            held = cost + np.float32(_STAY)
-            held[-1] = cost[-1]  # silence lasts as long as it likes
-            before = np.concatenate(([0], begun[:-1]))
-            before_that = np.concatenate(([0, 0], begun[:-2]))
-            new = np.minimum(np.minimum(held, stepped), skipped)
-            begun = np.where(new == stepped, before, np.where(new == skipped, before_that, begun)).astype(np.int32)
-            enters = best_end + penalties < new[templates.first]
-            new[templates.first[enters]] = (best_end + penalties)[enters]
-            begun[templates.first[enters]] = frame
-            cost = new + distances[frame]
-            end = int(np.argmin(cost[templates.last]))
-            best_end = cost[templates.last[end]]
-            ends.append((end, int(begun[templates.last[end]])))
+            held, stepped, skipped = cost[2:] + penalties.hold, cost[1:-1] + penalties.step, cost[:-2] + penalties.skip
+            cheapest = np.minimum(np.minimum(held, stepped), skipped)
+            start = np.where(cheapest == stepped, begun[1:-1], np.where(cheapest == held, begun[2:], begun[:-2]))
+            entering = best_end + penalties.enter
+            enters = entering < cheapest[templates.first]
+            cheapest[templates.first[enters]] = entering[enters]
+            start[templates.first[enters]] = frame
+            np.add(cheapest, distances[frame], out=cost[2:])
+            begun[2:] = start
+            last_costs = cost[2:][templates.last]
+            end = int(np.argmin(last_costs))
+            best_end = last_costs[end]
+            ends.append((end, int(start[templates.last[end]])))
         words, frame = [], num_frames - 1
         while frame >= 0:
-            end, start = ends[frame]
+            end, began = ends[frame]
             words.append(templates.words[end])
-            frame = start - 1
+            frame = began - 1
         return [word for word in reversed(words) if word]
 
 
