@@ -76,13 +76,13 @@ def main(argv: list[str] | None = None) -> None:
     dataset = SpokenNumbers("test", arguments.num_phrases, arguments.seed)
     items = [dataset[i] for i in range(len(dataset))]
     texts = [item["text"] for item in items]
-    print("| disturbance | word accuracy % | right phrases % | subst. / del. / ins. | seconds per 100 phrases |")
+    print("| disturbance | word accuracy % | right phrases % | subst. / del. / ins. | CPU seconds per 100 phrases |")
     print("|---|---:|---:|---:|---:|")
     for name, disturb in CONDITIONS.items():
         sounds = [disturb(item["audio"][0]) for item in items]
-        start = time.perf_counter()
+        start = time.process_time()
         scores = judge.judge(sounds, texts, SAMPLING_RATE)
-        seconds = (time.perf_counter() - start) * 100 / len(items)
+        seconds = (time.process_time() - start) * 100 / len(items)
         edits = " / ".join(str(scores[f"num_{kind}"]) for kind in ("substitutions", "deletions", "insertions"))
         accuracy, right = 100 * scores["word_accuracy"], 100 * scores["phrase_accuracy"]
         print(f"| {name} | {accuracy:.1f} | {right:.1f} | {edits} | {seconds:.1f} |", flush=True)
