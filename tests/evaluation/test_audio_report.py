@@ -246,10 +246,6 @@ def test_bad_input_is_named(speech):
         audio_report.evaluate(Telephone(cut=5), Clips(speech))
 
 
-def test_published_rows_say_what_they_are():
-    assert all(row["pesq_wb"] > 1 and row["kbps"] > 0 for row in audio_report.PUBLISHED)
-
-
 def test_the_command_measures_audio(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(cli, "_load_tokenizer", lambda name, device: Telephone(noise={"a": 0.0, "b": 0.01}[name]))
     out = tmp_path / "out.json"

@@ -27,8 +27,11 @@ from .report import machine
 
 _CHUNK_RECORDINGS, _CHUNK_SECONDS = 16, 60.0  # in memory together, at most
 
-# Published rows for orientation: LibriSpeech test-clean, table 1 of the LLaSA paper (arXiv 2502.04128). Other data and another
-# script than ours, so they say which league a number plays in and no more.
+# Rows for orientation, and the words that must stand beside them.
+PUBLISHED_SOURCE = (
+    "published by others on other data with another script: LibriSpeech test-clean, table 1 of arXiv 2502.04128; "
+    "it says which league a number plays in and no more"
+)
 PUBLISHED = (
     {"name": "EnCodec 24 kHz", "kbps": 6.0, "pesq_wb": 2.77, "stoi": 0.94},
     {"name": "EnCodec 24 kHz", "kbps": 1.5, "pesq_wb": 1.56, "stoi": 0.85},
