@@ -11,6 +11,6 @@ CONFIGS = "vqtok.tokenizers_configs"
 setup(
     packages=[*find_packages(include=["vqtok", "vqtok.*"]), CONFIGS],
     package_dir={CONFIGS: "tokenizers_configs"},
-    package_data={"vqtok": ["py.typed", "**/*.md"], CONFIGS: ["**/*.json", "**/*.md"]},
+    package_data={"vqtok": ["py.typed", "**/*.md", "audio/spoken_numbers/*"], CONFIGS: ["**/*.json", "**/*.md"]},
     include_package_data=False,
 )

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # A unit is a module or a folder directly under vqtok/ (a folder is a room), or all of examples/.
 FLOORS = {
-    1: {"codes", "container", "outputs", "configuration", "vocabulary", "fingerprint", "files", "hub"},
+    1: {"codes", "container", "outputs", "configuration", "vocabulary", "fingerprint", "files", "hub", "sources"},
     2: {"quantizers", "layers"},
     3: {"modeling"},
     4: {"image", "audio", "text", "prior"},

@@ -34,6 +34,15 @@ def test_the_python_of_the_quantizers_page_runs_and_says_what_it_shows():
     assert output.getvalue() == "".join(shown)
 
 
+def test_the_python_of_the_spoken_numbers_page_runs_and_says_what_it_shows():
+    pytest.importorskip("soundfile")
+    page = (DOCS / "spoken_numbers.md").read_text(encoding="utf-8")
+    (block,), (shown,) = re.findall(r"```python\n(.*?)```", page, re.S), re.findall(r"```text\n(.*?)```", page, re.S)
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        exec(compile(block, "docs/spoken_numbers.md", "exec"), {})
+    assert output.getvalue() == shown
+
+
 def test_the_presets_build():
     presets = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", QUANTIZERS_PAGE, re.S)]
     assert len(presets) == 5

@@ -26,13 +26,19 @@ Device = Annotated[
     str | None, typer.Option(help="Where to compute, such as cpu or cuda. Default: cuda where there is one.")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists already.")]
-Data = "'digits' (embedded), a folder of pictures, or a data set on the Hub."
+Data = "'digits' or 'spoken-numbers' (embedded), a folder of pictures or recordings, or a data set on the Hub."
 Split = Annotated[str, typer.Option(help="Which part of the data.")]
-NumSamples = Annotated[int | None, typer.Option("--num_samples", min=1, help="At most this many pictures.")]
+NumSamples = Annotated[
+    int | None, typer.Option("--num_samples", min=1, help="At most this many pictures or recordings.")
+]
 ImageColumn = Annotated[
     str | None, typer.Option("--image_column", help="Of a data set with several columns of pictures.")
 ]
-BatchSize = Annotated[int | None, typer.Option("--batch_size", min=1, help="Pictures at once.")]
+AudioColumn = Annotated[
+    str | None, typer.Option("--audio_column", help="Of a data set with several columns of recordings.")
+]
+Resample = Annotated[bool, typer.Option("--resample", help="Bring recordings of other rates to the tokenizer's.")]
+BatchSize = Annotated[int | None, typer.Option("--batch_size", min=1, help="Pictures or recordings at once.")]
 Json = Annotated[Path | None, typer.Option("--json", help="Write all results to this .json file.")]
 
 
@@ -203,12 +209,15 @@ def evaluate(
     split: Split = "test",
     num_samples: NumSamples = None,
     image_column: ImageColumn = None,
+    audio_column: AudioColumn = None,
+    resample: Resample = False,
     batch_size: BatchSize = None,
     json: Json = None,
     device: Device = None,
 ) -> None:
-    """Measure a tokenizer: PSNR, SSIM, use of the codes, stability, speed."""
-    _evaluate([tokenizer], data, split, num_samples, image_column, batch_size, json, device)
+    """Measure a tokenizer: PSNR and SSIM, or PESQ, STOI, SI-SDR and mel distance; use of the codes, rate, speed."""
+    given = {"image_column": image_column, "audio_column": audio_column, "resample": resample or None}
+    _evaluate([tokenizer], data, split, num_samples, given, batch_size, json, device)
 
 
 @app.command()
@@ -218,12 +227,15 @@ def compare(
     split: Split = "test",
     num_samples: NumSamples = None,
     image_column: ImageColumn = None,
+    audio_column: AudioColumn = None,
+    resample: Resample = False,
     batch_size: BatchSize = None,
     json: Json = None,
     device: Device = None,
 ) -> None:
-    """Measure several tokenizers on the same pictures."""
-    _evaluate(tokenizers, data, split, num_samples, image_column, batch_size, json, device)
+    """Measure several tokenizers on the same pictures or recordings."""
+    given = {"image_column": image_column, "audio_column": audio_column, "resample": resample or None}
+    _evaluate(tokenizers, data, split, num_samples, given, batch_size, json, device)
 
 
 def _evaluate(
@@ -231,7 +243,7 @@ def _evaluate(
     data: str,
     split: str,
     num_samples: int | None,
-    image_column: str | None,
+    given: dict[str, Any],
     batch_size: int | None,
     json: Path | None,
     device: str | None,
@@ -240,21 +252,42 @@ def _evaluate(
         raise ValueError(f"results are written as JSON, not to {json}: name a file such as {json.with_suffix('.json')}")
     if len(set(names)) < len(names):
         raise ValueError(f"the tokenizers {', '.join(names)} are not all different: name each once")
-    from vqtok.evaluation.report import compare as compare_tokenizers
-    from vqtok.evaluation.report import to_markdown
+    from vqtok.evaluation import audio_report, report
     from vqtok.files import write_json
-    from vqtok.image.data import load_images, skipped_summary
+    from vqtok.sources.dataset import skipped_summary
 
     loaded = {name: _load_tokenizer(name, device) for name in names}
-    images = load_images(data, split, num_samples=num_samples, image_column=image_column)
-    results = compare_tokenizers(loaded, images, batch_size=batch_size)
-    print(to_markdown(results))
-    print(f"{len(images)} pictures of {data} ({split}), {results[0]['protocol']}")
+    media = _load_media(list(loaded.values()), data, split, num_samples, given)
+    room: Any = audio_report if audio_report.takes_audio(next(iter(loaded.values()))) else report
+    results = room.compare(loaded, media, batch_size=batch_size)
+    print(room.to_markdown(results))
+    print(f"{len(media)} {media.medium.many} of {data} ({split}), {results[0]['protocol']}")
     if json is not None:
         write_json(json, results[0] if len(names) == 1 else results)
         print(f"wrote {json}")
-    if summary := skipped_summary(images):
+    if summary := skipped_summary(media):
         print(summary, file=sys.stderr)
+
+
+def _load_media(tokenizers: list[Any], data: str, split: str, num_samples: int | None, given: dict[str, Any]) -> Any:
+    """What the tokenizers, all of one kind, are measured on."""
+    from vqtok.audio.data import load_audio
+    from vqtok.image.data import load_images
+
+    kinds = {
+        (getattr(tok.processor, "sampling_rate", None), getattr(tok.processor, "num_channels", 1)) for tok in tokenizers
+    }
+    rates = {rate for rate, _ in kinds}
+    if None not in rates and len(kinds) > 1 or None in rates and len(rates) > 1:
+        raise ValueError("the tokenizers are of different media, sampling rates or channels: measure each alone")
+    options = {name: value for name, value in given.items() if value is not None}
+    unused = options.keys() & ({"audio_column", "resample"} if None in rates else {"image_column"})
+    if unused:
+        raise ValueError(f"--{min(unused)} does not go with this tokenizer: leave it out")
+    if None in rates:
+        return load_images(data, split, num_samples=num_samples, **options)
+    rate, channels = next(iter(kinds))
+    return load_audio(data, rate, channels, split, num_samples=num_samples, **options)
 
 
 # -- helpers

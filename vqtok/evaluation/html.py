@@ -1,4 +1,4 @@
-"""A page in one file: headings, words, tables and pictures, with nothing to load from elsewhere."""
+"""A page in one file: headings, words, tables, pictures and sounds, with nothing to load from elsewhere."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from PIL import Image
+
+from vqtok.audio.reading import soundfile
 
 _STYLE = """
 :root { color-scheme: light dark; }
@@ -18,6 +21,7 @@ table { border-collapse: collapse; margin: 1rem 0; } td, th { padding: .25rem .8
 td.number { text-align: right; font-variant-numeric: tabular-nums; }
 .tiles { display: flex; flex-wrap: wrap; gap: 1rem; }
 .told figure { width: 9.5rem; } figure { margin: 0; } figcaption { font-size: .85rem; }
+.sounds { display: grid; grid-template-columns: repeat(auto-fill, minmax(19rem, 1fr)); gap: 1rem; } audio { width: 100%; }
 img { max-width: 100%; height: auto; } img.pixels { image-rendering: pixelated; }
 .missed { color: #c33; } .met { color: #292; }
 """
@@ -57,6 +61,27 @@ class Page:
         kind = "tiles told" if captions else "tiles"
         self.parts.append(f"<div class='{kind}'>{''.join(figures)}</div>")
 
+    def sounds(
+        self,
+        sounds: Sequence[np.ndarray],
+        sampling_rate: int,
+        captions: Sequence[str],
+        pictures: Sequence[Image.Image] = (),
+    ) -> None:
+        """Players, each with its caption and maybe a picture above it. A sound is float (samples,) or (channels, samples).
+
+        Raises:
+            ValueError: a sound is empty or not finite.
+            ImportError: if soundfile is missing.
+        """
+        above = [_image(picture, words) for picture, words in zip(pictures, captions, strict=True)] if pictures else []
+        figures = [
+            f"<figure>{above[i] if above else ''}{_audio(sound, sampling_rate)}"
+            f"<figcaption>{html.escape(words)}</figcaption></figure>"
+            for i, (sound, words) in enumerate(zip(sounds, captions, strict=True))
+        ]
+        self.parts.append(f"<div class=sounds>{''.join(figures)}</div>")
+
     def render(self) -> str:
         """The whole page."""
         head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(self.title)}</title>'
@@ -76,3 +101,18 @@ def _image(picture: Image.Image, alt: str, width: int | None = None) -> str:
     data = base64.b64encode(buffer.getvalue()).decode()
     size = f' class=pixels width="{width}"' if width else ""
     return f'<img{size} alt="{html.escape(alt, quote=True)}" src="data:image/png;base64,{data}">'
+
+
+def _audio(sound: np.ndarray, sampling_rate: int) -> str:
+    """A player of 16-bit FLAC, which all browsers play, at half the size of WAV. What is beyond full scale is clipped."""
+    samples = np.atleast_2d(np.asarray(sound, dtype=np.float32)).T
+    if not samples.size or not np.isfinite(samples).all():
+        raise ValueError(
+            "a sound that is empty, or has NaN or infinite samples, cannot be played: look at what made it"
+        )
+    buffer = io.BytesIO()
+    # Rounded here: libsndfile would cut towards zero, and what was read from 16 bits should be written as it was.
+    whole = np.clip(np.round(samples * 32768), -32768, 32767).astype(np.int16)
+    soundfile().write(buffer, whole, sampling_rate, format="FLAC", subtype="PCM_16")
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return f'<audio controls preload="none" src="data:audio/flac;base64,{data}"></audio>'

@@ -44,7 +44,7 @@ def usage_bars(counts: Sequence[Tensor], titles: Sequence[str]) -> Image.Image:
         axes.bar(np.arange(len(ordered)), ordered, width=1.0)
         axes.axhline(ordered.mean(), color="black", linestyle="--", linewidth=1)
         axes.set(title=title, xlabel="code, most used first", ylabel="hits", yscale="symlog")
-    return _save(figure)
+    return save_figure(figure)
 
 
 def code_map(codes: Tensor, codebook_size: int) -> Image.Image:
@@ -64,10 +64,11 @@ def _figure(draw: Any, size: tuple[float, float]) -> Image.Image:
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     draw(axes)
-    return _save(figure)
+    return save_figure(figure)
 
 
-def _save(figure: Any) -> Image.Image:
+def save_figure(figure: Any) -> Image.Image:
+    """A matplotlib figure as an RGB picture."""
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=110, format="png")
     return Image.open(buffer).convert("RGB")

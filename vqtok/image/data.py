@@ -4,12 +4,9 @@
 `CropDataset` draws random crops from one, for training on photographs.
 """
 
-import os
-import re
 import struct
 import warnings
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -17,20 +14,14 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
-from tqdm.auto import tqdm
+
+from vqtok.sources.dataset import MediaDataset, open_source, refuse_options, skipped_summary
 
 from .digits import CaptionedDigits
-from .folder import Labels, choose_split, picture_labels, read_metadata, walk
 from .image_processing_image_vq import to_rgb
-from .tables import Table, is_saved_dataset, open_table
+from .pictures import PICTURES
 
-SUFFIXES = frozenset(
-    (".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm")
-    + (".tga", ".tif", ".tiff", ".webp")
-)
-# What a folder of `datasets` may consist of when it holds no pictures of its own.
-_TABLES = frozenset((".parquet", ".arrow", ".tar"))
-_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+__all__ = ["CropDataset", "ImageDataset", "load_images", "skipped_summary"]
 
 
 def load_images(
@@ -83,219 +74,63 @@ def load_images(
     options = {
         "caption_column": caption_column,
         "label_column": label_column,
-        "image_column": image_column,
+        "media_column": image_column,
         "config_name": config_name,
         "holdout": holdout,
     }
     if num_samples is not None and num_samples < 1:
         raise ValueError(f"num_samples is {num_samples}: ask for at least 1")
     if isinstance(source, str) and source == "digits":
-        _refuse_options("the embedded digits", options, allowed=("caption_column",))
+        refuse_options(PICTURES, "the embedded digits", options, allowed=("caption_column",))
         if caption_column not in (None, "text"):
             raise ValueError(f"the embedded digits have no column {caption_column!r}: their captions are in 'text'")
         return CaptionedDigits(split, 10_000 if num_samples is None else num_samples, seed)
-    images: ImageDataset
-    folder = _existing_folder(source)
-    files = [] if folder is None or is_saved_dataset(folder) else walk(folder)
-    if folder is not None and any(path.suffix.lower() in SUFFIXES for path in files):
-        _refuse_options(f"the folder {folder}", options, allowed=("caption_column", "label_column", "holdout"))
-        images = _folder_images(folder, files, split, caption_column, label_column, holdout)
-    elif folder is not None and not is_saved_dataset(folder) and not any(path.suffix in _TABLES for path in files):
-        raise ValueError(
-            f"the folder {folder} holds no picture: put files like .png, .jpg or .webp into it, or name another"
-        )
-    else:
-        _refuse_options(
-            "a data set", options, allowed=("caption_column", "label_column", "image_column", "config_name")
-        )
-        images = _TableImages(open_table(source, split, caption_column, label_column, image_column, config_name))
+    images = ImageDataset(open_source(PICTURES, source, split, options))
     images.keep(num_samples, verify)
     return images
 
 
-class ImageDataset(Dataset[dict[str, Any]]):
+class ImageDataset(MediaDataset):
     """Pictures that are read when asked for: items `{"image": PIL RGB, "text": str or None}`, maybe `"label": int`.
 
     `skipped` lists the pictures that were left out because they cannot be read, as (name, reason); `label_names` the
     names of the labels, None if they have none. Made by `load_images`.
     """
 
-    skipped: list[tuple[str, str]]
-    label_names: list[str] | None
+    medium = PICTURES
 
-    def __init__(self, title: str, texts: list[str | None], labels: Labels | None) -> None:
-        self.title = title
-        self.skipped = []
-        self.label_names = None if labels is None else labels.names
-        self._texts, self._labels = texts, labels
-        self._kept = list(range(len(texts)))
-
-    def _source(self, position: int) -> Path | str | BytesIO:
-        """What PIL opens."""
-        raise NotImplementedError
-
-    def _name(self, position: int) -> str:
-        raise NotImplementedError
-
-    def __len__(self) -> int:
-        return len(self._kept)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        position = self._kept[index]
-        try:
-            with Image.open(self._source(position)) as image:
-                picture = to_rgb(image)
-        except Exception as error:  # see _complaint
-            raise ValueError(
-                f"cannot read the picture {self._name(position)} ({_reason(error)}): "
-                "replace it, or load with verify=True to leave it out"
-            ) from error
-        label = {} if self._labels is None else {"label": self._labels.numbers[position]}
-        return {"image": picture, "text": self._texts[position], **label}
-
-    def name(self, index: int) -> str:
-        """Return the name of one picture: its path inside the folder, or its row."""
-        return self._name(self._kept[index])
+    def _read(self, source: Path | str | BytesIO) -> dict[str, Any]:
+        with Image.open(source) as image:
+            return {"image": to_rgb(image)}
 
     def keep(self, num_samples: int | None, verify: bool) -> None:
-        """Keep at most the first `num_samples` pictures and, to verify, of these the ones that can be read.
-
-        Raises:
-            ValueError: if none is left.
-        """
-        self._kept = self._kept[:num_samples]
-        if not verify:
-            return
         # Set here and not in the threads, which share it: more pixels than PIL's limit are an error, not a line on
         # stderr.
-        with warnings.catch_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            checked = tqdm(
-                pool.map(self._complaint, self._kept),
-                "checking pictures",
-                len(self._kept),
-                delay=2,
-                leave=False,
-                disable=None,
-            )
-            complaints = list(checked)
-        self.skipped = [(self._name(i), why) for i, why in zip(self._kept, complaints, strict=True) if why]
-        self._kept = [i for i, why in zip(self._kept, complaints, strict=True) if not why]
-        if not self._kept:
-            name, why = self.skipped[0]
-            raise ValueError(
-                f"none of the {len(self.skipped)} pictures of {self.title} can be read, "
-                f"the first, {name}, because: {why}; replace them"
-            )
+            super().keep(num_samples, verify)
 
     def _complaint(self, position: int) -> str | None:
         """Why a picture cannot be read, or None."""
         try:
-            with Image.open(self._source(position)) as image:
+            with Image.open(self._source.open(position)) as image:
                 if image.format == "JPEG":
                     image.draft("RGB", (1, 1))  # decode every byte, but only an eighth of the pixels each way
                     image.load()
                 else:
                     to_rgb(image)
         except Exception as error:  # PIL's readers raise whatever broken bytes lead to: SyntaxError, struct.error, ...
-            return _reason(error)
+            return self._reason(error)
         return None
 
-
-class _FolderImages(ImageDataset):
-    def __init__(
-        self, folder: Path, files: list[Path], texts: list[str | None], labels: Labels | None, title: str
-    ) -> None:
-        super().__init__(title, texts, labels)
-        self._folder, self._files = folder, files
-
-    def _source(self, position: int) -> Path:
-        return self._files[position]
-
-    def _name(self, position: int) -> str:
-        return self._files[position].relative_to(self._folder).as_posix()
-
-
-class _TableImages(ImageDataset):
-    def __init__(self, table: Table) -> None:
-        super().__init__(table.title, table.texts, table.labels)
-        self._rows, self._column = table.rows, table.image_column
-
-    def _source(self, position: int) -> str | BytesIO:
-        cell = self._rows[position][self._column]
-        if cell is None or (cell["bytes"] is None and cell["path"] is None):
-            raise ValueError("the row has no picture")
-        return cell["path"] if cell["bytes"] is None else BytesIO(cell["bytes"])
-
-    def _name(self, position: int) -> str:
-        return f"row {position}"
-
-
-def skipped_summary(dataset: Any) -> str:
-    """Return the lines to show at the end of a run about the pictures that were left out, "" when there are none.
-
-    Args:
-        dataset: any data set; one without `skipped` has left out nothing.
-    """
-    skipped = getattr(dataset, "skipped", [])
-    if not skipped:
-        return ""
-    count = "1 picture was" if len(skipped) == 1 else f"{len(skipped)} pictures were"
-    return "\n".join([f"{count} skipped:", *(f"  {name}: {reason}" for name, reason in skipped)])
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
-        return f"it has more pixels than the limit of {Image.MAX_IMAGE_PIXELS:,}; make it smaller"
-    if isinstance(error, UnidentifiedImageError):
-        return "it is not a picture, or of a format that PIL does not read"
-    if isinstance(error, (struct.error, EOFError)):
-        return "it is truncated"
-    return str(error) or type(error).__name__
-
-
-def _refuse_options(kind: str, options: dict[str, Any], allowed: tuple[str, ...]) -> None:
-    for name, value in options.items():
-        if value is not None and name not in allowed:
-            raise ValueError(f"{kind} cannot use {name}={value!r}: leave it out")
-
-
-def _existing_folder(source: Any) -> Path | None:
-    """The folder that a source names, or None if it names a data set."""
-    if not isinstance(source, (str, os.PathLike)):
-        return None
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        return folder.resolve()  # without "..", so that every file below has one spelling
-    if folder.is_file():
-        raise ValueError(f"{folder} is a file: name the folder of the pictures")
-    if isinstance(source, os.PathLike) or not _HUB_NAME.fullmatch(source):
-        raise ValueError(f"there is no folder {folder}: check the path")
-    return None
-
-
-def _folder_images(
-    folder: Path,
-    files: list[Path],
-    split: str,
-    caption_column: str | None,
-    label_column: str | None,
-    holdout: Sequence[str] | None,
-) -> ImageDataset:
-    entries = read_metadata(files, caption_column, label_column)
-    # What the metadata names is a picture whatever its suffix; whether it can be read, reading will tell.
-    pictures = [path for path in files if path.suffix.lower() in SUFFIXES or path in entries]
-    chosen = choose_split(folder, pictures, split, holdout)
-    without = [path for path in chosen if path not in entries]  # a row lacks nothing that was asked for
-    for what, column in (("captions", caption_column), ("labels", label_column)):
-        if column is not None and without:
-            raise ValueError(
-                f"{what} were asked for, but {len(without)} of {len(chosen)} pictures have none, first {without[0]}: "
-                f"add it to {folder / 'metadata.csv'} with the columns 'file_name' and {column!r}"
-            )
-    texts = [entries[path].text if path in entries else None for path in chosen]
-    labels = picture_labels(folder, pictures, chosen, entries, label_column)
-    return _FolderImages(folder, chosen, texts, labels, f"{folder}, split {split!r}")
+    def _reason(self, error: Exception) -> str:
+        if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
+            return f"it has more pixels than the limit of {Image.MAX_IMAGE_PIXELS:,}; make it smaller"
+        if isinstance(error, UnidentifiedImageError):
+            return "it is not a picture, or of a format that PIL does not read"
+        if isinstance(error, (struct.error, EOFError)):
+            return "it is truncated"
+        return super()._reason(error)
 
 
 class CropDataset(Dataset[dict[str, Any]]):
@@ -319,6 +154,7 @@ class CropDataset(Dataset[dict[str, Any]]):
         IndexError: for a negative draw; there is no largest one. Iterating stops after one epoch.
     """
 
+    medium = PICTURES
     takes_draws = True  # `vqtok.training.step_loader` then passes draws instead of picture numbers
 
     def __init__(

@@ -11,7 +11,6 @@ Three things are kept apart between training and test, so that three kinds of ge
 Every decision is a hash of content, so that it is the same for every seed, platform and numpy version.
 """
 
-import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -20,6 +19,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from torch.utils.data import Dataset
+
+from vqtok.sources.hashing import hash64, mix
+
+from .pictures import PICTURES
 
 if TYPE_CHECKING:
     import datasets
@@ -197,11 +200,6 @@ def scene_split(scene: Iterable[Glyph]) -> str:
     )
 
 
-def hash64(content: bytes) -> int:
-    """Return a 64-bit hash of bytes, the same in every process (Python's own hash of them is not)."""
-    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big")
-
-
 @lru_cache(maxsize=1)
 def _all_scenes() -> dict[str, tuple[list[Scene], list[Scene]]]:
     """Per split, all scenes of one digit and all of two: 240 and 21,600 in all, in a fixed order."""
@@ -291,17 +289,6 @@ def draw(scene: Sequence[Glyph], digit_images: Sequence[int]) -> np.ndarray:
     return picture
 
 
-_MASK = 2**64 - 1
-
-
-def _mix(value: int) -> int:
-    """The next splitmix64 output: a 64-bit hash in a microsecond, where a numpy generator takes twenty to start."""
-    value = (value + 0x9E3779B97F4A7C15) & _MASK
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
-    return value ^ (value >> 31)
-
-
 class CaptionedDigits(Dataset[dict[str, Any]]):
     """Captioned handwritten digits: item i is drawn in memory and depends on (seed, split, unseen_pairs, i) alone.
 
@@ -324,6 +311,7 @@ class CaptionedDigits(Dataset[dict[str, Any]]):
         ((32, 32, 3), 'a blue zero in the bottom right')
     """
 
+    medium = PICTURES
     label_names: list[str] | None = None  # as of every data set: a scene has no one class
 
     def __init__(
@@ -353,18 +341,18 @@ class CaptionedDigits(Dataset[dict[str, Any]]):
         singles, pairs = _all_scenes()["unseen" if self.unseen_pairs else self.split]
         digits = handwriting()
         pictures_of = digits.train if self.split == "train" else digits.test
-        state = _mix(self._key ^ _mix(index % self.num_samples))
-        num_glyphs, state = 1 + (state % 3 > 0), _mix(state)
+        state = mix(self._key ^ mix(index % self.num_samples))
+        num_glyphs, state = 1 + (state % 3 > 0), mix(state)
         scenes = singles if num_glyphs == 1 else pairs
-        scene, state = scenes[state % len(scenes)], _mix(state)
-        swapped, wording, state = state % 2 == 1, (state >> 8) % NUM_WORDINGS, _mix(state)
+        scene, state = scenes[state % len(scenes)], mix(state)
+        swapped, wording, state = state % 2 == 1, (state >> 8) % NUM_WORDINGS, mix(state)
         if swapped:
             scene = scene[::-1]
         chosen = []
         for glyph in scene:
             pictures = pictures_of[glyph.digit]
             chosen.append(int(pictures[state % len(pictures)]))
-            state = _mix(state)
+            state = mix(state)
         return {"image": draw(scene, chosen), "text": _say(scene, wording), "scene": scene}
 
     def to_hf_dataset(self) -> "datasets.Dataset":

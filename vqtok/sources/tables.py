@@ -1,4 +1,4 @@
-"""A data set of the package `datasets` as rows with one column of pictures, a list of captions and one of labels."""
+"""A data set of the package `datasets` as rows with one column of media, a list of captions and one of labels."""
 
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -6,22 +6,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .folder import SPLIT_FOLDERS, Labels, hashed_test, number_names
+from .medium import Medium
 
 
 class Table(NamedTuple):
-    """Rows of pictures.
+    """Rows of media.
 
     Args:
-        rows: a `datasets.Dataset` with the single column `image_column`, whose cells are dicts of `bytes` and `path`,
-            not decoded: PIL reads pictures of all sources in one way.
-        image_column: its name.
+        rows: a `datasets.Dataset` with the single column `media_column`, whose cells are dicts of `bytes` and `path`,
+            not decoded: media of all sources are read in one way.
+        media_column: its name.
         texts: one caption, or None, per row.
         title: what to call it in messages.
         labels: one per row, or None.
     """
 
     rows: Any
-    image_column: str
+    media_column: str
     texts: list[str | None]
     title: str
     labels: Labels | None
@@ -33,34 +34,38 @@ def is_saved_dataset(folder: Path) -> bool:
 
 
 def open_table(
+    medium: Medium,
     source: Any,
     split: str,
     caption_column: str | None,
     label_column: str | None,
-    image_column: str | None,
+    media_column: str | None,
     config_name: str | None,
 ) -> Table:
-    """Return one split of a data set; the arguments are those of `load_images`.
+    """Return one split of a data set; the arguments are those of `open_source`.
 
     Raises:
         ValueError: if the data set cannot be loaded, has not the split or column asked for, no or several columns of
-            pictures, or rows without the caption or the label asked for.
+            the medium, or rows without the caption or the label asked for.
     """
     import datasets  # here, because it takes a second to import
 
-    rows, title, whole = _open_split(source, split, config_name)
-    columns = [name for name, feature in rows.features.items() if isinstance(feature, datasets.Image)]
-    if image_column is None:
+    kind = getattr(datasets, medium.feature)
+    rows, title, whole = _open_split(medium, source, split, config_name)
+    columns = [name for name, feature in rows.features.items() if isinstance(feature, kind)]
+    if media_column is None:
         if len(columns) != 1:
-            found = f"has the columns of pictures {columns}" if columns else "has no column of pictures"
-            raise ValueError(f"{title} {found} among {list(rows.features)}: name one with image_column")
-        image_column = columns[0]
-    elif image_column not in columns:
-        raise ValueError(f"{title} has no column of pictures {image_column!r}: its columns of pictures are {columns}")
+            found = f"has the columns of {medium.many} {columns}" if columns else f"has no column of {medium.many}"
+            raise ValueError(f"{title} {found} among {list(rows.features)}: name one with {medium.column_option}")
+        media_column = columns[0]
+    elif media_column not in columns:
+        raise ValueError(
+            f"{title} has no column of {medium.many} {media_column!r}: its columns of {medium.many} are {columns}"
+        )
     texts = _texts(rows, title, caption_column)
     labels = _labels(rows, title, label_column, whole)
-    rows = rows.with_format(None).select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
-    return Table(rows, image_column, texts, title, labels)
+    rows = rows.with_format(None).select_columns([media_column]).cast_column(media_column, kind(decode=False))
+    return Table(rows, media_column, texts, title, labels)
 
 
 def _texts(rows: Any, title: str, caption_column: str | None) -> list[str | None]:
@@ -125,7 +130,9 @@ def _labels(rows: Any, title: str, label_column: str | None, whole: Callable[[],
     )
 
 
-def _open_split(source: Any, split: str, config_name: str | None) -> tuple[Any, str, Callable[[], Iterable[Any]]]:
+def _open_split(
+    medium: Medium, source: Any, split: str, config_name: str | None
+) -> tuple[Any, str, Callable[[], Iterable[Any]]]:
     """The rows of one split, all columns; what to call them in messages; what gives the rows of every split."""
     import datasets
 
@@ -145,7 +152,7 @@ def _open_split(source: Any, split: str, config_name: str | None) -> tuple[Any, 
         source = {"train": source}
     elif not isinstance(source, datasets.DatasetDict):
         raise ValueError(
-            f"a source of type {type(source).__name__} is not supported: give 'digits', a folder, "
+            f"a source of type {type(source).__name__} is not supported: give {medium.embedded!r}, a folder, "
             "the name of a data set, or a datasets.Dataset loaded without streaming"
         )
     part, share = _part(title, list(source), split)

@@ -1,7 +1,7 @@
-"""A folder of pictures as a list of files: which there are, which split each belongs to, their captions and labels.
+"""A folder of media as a list of files: which there are, which split each belongs to, their captions and labels.
 
-The convention is `imagefolder` of `datasets`: subfolders for the splits and, inside them, for the classes; or captions
-in `metadata.csv` or `metadata.jsonl`.
+The convention is that of `imagefolder` and `audiofolder` of `datasets`: subfolders for the splits and, inside them, for
+the classes; or captions in `metadata.csv` or `metadata.jsonl`.
 """
 
 import csv
@@ -12,7 +12,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .digits import hash64
+from .hashing import hash64
+from .medium import Medium
 
 FILE_COLUMN = "file_name"
 METADATA = ("metadata.csv", "metadata.jsonl")
@@ -21,7 +22,7 @@ TEST_SHARE = 0.1  # of a source that has no test split of its own
 
 
 class Entry(NamedTuple):
-    """What metadata says of one picture.
+    """What metadata says of one file.
 
     Args:
         text: the caption, None if there is none.
@@ -33,10 +34,10 @@ class Entry(NamedTuple):
 
 
 class Labels(NamedTuple):
-    """The classes of pictures.
+    """The classes of files.
 
     Args:
-        numbers: one per picture, from 0.
+        numbers: one per file, from 0.
         names: the name of each number, None for mere numbers.
     """
 
@@ -53,12 +54,15 @@ def walk(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
 
 
-def choose_split(folder: Path, pictures: list[Path], split: str, holdout: Sequence[str] | None) -> list[Path]:
-    """Return the pictures of one split, never an empty list.
+def choose_split(
+    medium: Medium, folder: Path, files: list[Path], split: str, holdout: Sequence[str] | None
+) -> list[Path]:
+    """Return the files of one split, never an empty list.
 
     Args:
+        medium: what the files are, for messages.
         folder: the folder that was named.
-        pictures: all pictures below it.
+        files: all files of that medium below it.
         split: "train", "test" or "all".
         holdout: stems or names of the files that are "test"; None splits by subfolders or by hash.
 
@@ -68,29 +72,29 @@ def choose_split(folder: Path, pictures: list[Path], split: str, holdout: Sequen
     if split not in ("train", "test", "all"):
         raise ValueError(f"unknown split {split!r} of the folder {folder}: use 'train', 'test' or 'all'")
     if split == "all":
-        return pictures
+        return files
     own = _own_splits(folder)
     has_own = all(own.values())
     if holdout is not None:
         if has_own:
             raise ValueError(f"{folder} is split by its own train and test folders: leave out holdout={holdout}")
         names = {holdout} if isinstance(holdout, str) else set(holdout)
-        unknown = names - {path.stem for path in pictures} - {path.name for path in pictures}
+        unknown = names - {path.stem for path in files} - {path.name for path in files}
         if unknown:
             raise ValueError(f"the held-out file {min(unknown)!r} is not in {folder}: give names of files in it")
-        test = {path for path in pictures if path.stem in names or path.name in names}
+        test = {path for path in files if path.stem in names or path.name in names}
     elif has_own:
-        chosen = [path for path in pictures if own[split] in path.parents]
+        chosen = [path for path in files if own[split] in path.parents]
         if not chosen:
-            raise ValueError(f"the folder {own[split]} holds no picture: put files like .png, .jpg or .webp into it")
+            raise ValueError(f"the folder {own[split]} holds no {medium.one}: put files like {medium.examples} into it")
         return chosen
     else:
-        test = {pictures[i] for i in hashed_test([path.relative_to(folder).as_posix() for path in pictures])}
-    chosen = [path for path in pictures if (path in test) == (split == "test")]
+        test = {files[i] for i in hashed_test([path.relative_to(folder).as_posix() for path in files])}
+    chosen = [path for path in files if (path in test) == (split == "test")]
     if not chosen:
         raise ValueError(
-            f"split {split!r} of {folder} with its {len(pictures)} pictures is empty: "
-            "add pictures, hold out others with holdout, or use split='all'"
+            f"split {split!r} of {folder} with its {len(files)} {medium.many} is empty: "
+            f"add {medium.many}, hold out others with holdout, or use split='all'"
         )
     return chosen
 
@@ -112,7 +116,7 @@ def hashed_test(names: Iterable[str]) -> list[int]:
 
 
 def read_metadata(files: list[Path], caption_column: str | None, label_column: str | None) -> dict[Path, Entry]:
-    """Return picture path -> caption and label for every row of every metadata file.
+    """Return path -> caption and label for every row of every metadata file.
 
     Args:
         files: all files of a folder; `file_name` is relative to the metadata file's own place.
@@ -121,7 +125,7 @@ def read_metadata(files: list[Path], caption_column: str | None, label_column: s
         label_column: the column of the labels, which every row must then have; None reads none.
 
     Raises:
-        ValueError: if a metadata file is not CSV or JSON lines, lacks the columns, names a picture that does not exist
+        ValueError: if a metadata file is not CSV or JSON lines, lacks the columns, names a file that does not exist
             or names one twice; if a caption is not a text, or a label neither a text nor a whole number from 0.
     """
     entries: dict[Path, Entry] = {}
@@ -180,10 +184,10 @@ def _json_object(table: Path, line: int, content: str) -> dict[str, Any]:
 
 
 def _caption(table: Path, line: int, row: dict[str, Any], caption_column: str | None) -> tuple[Path, str | None]:
-    """One row -> the picture's path and its caption."""
+    """One row -> the file's path and its caption."""
     name = row.get(FILE_COLUMN)
     if not isinstance(name, str) or not name:
-        raise ValueError(f"{table} line {line} has no {FILE_COLUMN!r}: give every row the path of its picture")
+        raise ValueError(f"{table} line {line} has no {FILE_COLUMN!r}: give every row the path of its file")
     path = Path(os.path.normpath(table.parent / name))
     if caption_column is not None and caption_column not in row:
         raise ValueError(
@@ -223,16 +227,16 @@ def number_names(names: Iterable[str]) -> tuple[dict[str, int], list[str]]:
     return {name: label for label, name in enumerate(ordered)}, ordered
 
 
-def picture_labels(
-    folder: Path, pictures: list[Path], chosen: list[Path], entries: dict[Path, Entry], label_column: str | None
+def file_labels(
+    folder: Path, files: list[Path], chosen: list[Path], entries: dict[Path, Entry], label_column: str | None
 ) -> Labels | None:
-    """Return the labels of the chosen pictures, or None if the folder gives none.
+    """Return the labels of the chosen files, or None if the folder gives none.
 
     Args:
         folder: the folder that was named.
-        pictures: all pictures below it, of all splits, so that the splits number alike.
+        files: all files of the medium below it, of all splits, so that the splits number alike.
         chosen: some of them.
-        entries: what `read_metadata` gave for `label_column`, with a row for every chosen picture if there is one.
+        entries: what `read_metadata` gave for `label_column`, with a row for every chosen file if there is one.
         label_column: None takes the class subfolders, unless there are captions.
     """
     if label_column is not None:
@@ -245,21 +249,21 @@ def picture_labels(
     elif any(entry.text is not None for entry in entries.values()):
         return None
     else:
-        class_of = _class_folders(folder, pictures)
+        class_of = _class_folders(folder, files)
     if not class_of:
         return None
     label_of, names = number_names(class_of.values())
     return Labels([label_of[class_of[path]] for path in chosen], names)
 
 
-def _class_folders(folder: Path, pictures: list[Path]) -> dict[Path, str]:
-    """The subfolders of pictures that all lie in one level of them, below splits if there are such; or nothing."""
-    places = {path: path.relative_to(folder).parent.parts for path in pictures}
+def _class_folders(folder: Path, files: list[Path]) -> dict[Path, str]:
+    """The subfolders of files that all lie in one level of them, below splits if there are such; or nothing."""
+    places = {path: path.relative_to(folder).parent.parts for path in files}
     splits = {name for names in SPLIT_FOLDERS.values() for name in names}
     if all(parts and parts[0] in splits for parts in places.values()):
         places = {path: parts[1:] for path, parts in places.items()}
     elif all(_own_splits(folder).values()):
-        return {}  # with pictures beside the splits, and a split is not a class
+        return {}  # with files beside the splits, and a split is not a class
     if any(len(parts) != 1 for parts in places.values()) or len(set(places.values())) < 2:
         return {}  # one subfolder alone is a place and not a class, for `imagefolder` too
     return {path: parts[0] for path, parts in places.items()}

@@ -1,0 +1,260 @@
+"""The audio protocol against hand-worked cases and another library, and the report on codecs whose faults are known."""
+
+import json
+import math
+import warnings
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vqtok import cli
+from vqtok.audio.data import load_audio
+from vqtok.codes import CodeLayout, Codes, LevelLayout
+from vqtok.evaluation import audio_report
+from vqtok.evaluation.audio_protocols import (
+    MEL_BANDS,
+    MEL_FLOOR,
+    MEL_WINDOWS,
+    MeasureError,
+    mel_distance,
+    pesq_wb,
+    si_sdr,
+    stoi,
+)
+
+pytest.importorskip("soundfile")
+RATE = 16_000
+
+
+class Telephone:
+    """A tokenizer of 16-bit samples: two codebooks of 256, the high byte and the low one. `noise` is added on decoding."""
+
+    fingerprint = None
+
+    def __init__(self, noise=0.0, cut=0, num_channels=1):
+        self.layout = CodeLayout(ndim=1, levels=(LevelLayout(1, 2, 256),))
+        self.processor = SimpleNamespace(sampling_rate=RATE, num_channels=num_channels)
+        self.model = torch.nn.Linear(3, 1)
+        self.model.config = SimpleNamespace(name_or_path="")
+        self.noise, self.cut, self.batches = noise, cut, []
+
+    def encode(self, sounds, sampling_rate=None, batch_size=None):
+        assert sampling_rate == RATE
+        self.batches.append(len(sounds))
+        parts = []
+        for sound in sounds:
+            whole = torch.from_numpy(np.round(sound[0] * 32768).astype(np.int64) + 32768)
+            levels = (torch.stack([whole // 256, whole % 256])[None],)
+            parts.append(Codes(levels, torch.tensor([[sound.shape[1]]]), self.layout, None))
+        return Codes.cat(parts)
+
+    def decode(self, codes, batch_size=None):
+        sounds = []
+        for i, one in enumerate(codes):
+            high, low = one.levels[0][0].numpy()
+            sound = ((high * 256 + low - 32768) / 32768).astype(np.float32)
+            noise = np.random.default_rng(i).standard_normal(len(sound)) * self.noise
+            sounds.append((sound + noise).astype(np.float32)[self.cut :])
+        return sounds
+
+
+class Clips:
+    """Sounds with a rate, as `load_audio` gives them."""
+
+    skipped = [("gone.wav", "it is broken")]
+
+    def __init__(self, sounds, rate=RATE):
+        self.items = [{"audio": sound, "sampling_rate": rate, "text": None} for sound in sounds]
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        return self.items[index]
+
+
+def _speech(num, split="test"):
+    """In whole 16-bit steps, so that the exact codec is exact."""
+    dataset = load_audio("spoken-numbers", RATE, 1, split, num_samples=num)
+    return [(np.round(dataset[i]["audio"] * 32768) / 32768).astype(np.float32) for i in range(num)]
+
+
+@pytest.fixture(scope="module")
+def speech():
+    return _speech(3)
+
+
+# -- the protocol
+
+
+def test_equal_sounds_have_the_best_values(speech):
+    sound = speech[0]
+    assert pesq_wb(sound, sound, RATE) == pytest.approx(4.644, abs=1e-3)
+    assert stoi(sound, sound, RATE) == pytest.approx(1)
+    assert si_sdr(sound, sound) == math.inf and mel_distance(sound, sound, RATE) == 0
+
+
+def test_more_noise_is_worse_by_every_measure(speech):
+    sound = speech[1]
+    noise = np.random.default_rng(0).standard_normal(sound.shape).astype(np.float32)
+    worse = [(sound + level * noise).astype(np.float32) for level in (0.001, 0.01, 0.1)]
+    for measure, direction in (
+        (lambda other: pesq_wb(sound, other, RATE), -1),
+        (lambda other: stoi(sound, other, RATE), -1),
+        (lambda other: si_sdr(sound, other), -1),
+        (lambda other: mel_distance(sound, other, RATE), 1),
+    ):
+        values = [direction * measure(other) for other in worse]
+        assert values == sorted(values) and values[0] < values[-1]
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.floats(0.1, 100), st.floats(-1, 1), st.floats(0.01, 2))
+def test_si_sdr_by_hand_for_any_gain_and_offset(gain, offset, noise):
+    """The error is orthogonal to the original, so the ratio is that of their energies.
+
+    Of errors far smaller than these the energy nears the 2e-16 that torchmetrics adds to it.
+    """
+    original = np.array([[1.0, -1.0, 1.0, -1.0]])
+    error = np.array([[1.0, 1.0, -1.0, -1.0]])
+    estimate = gain * (original + noise * error) + offset
+    assert si_sdr(original, estimate) == pytest.approx(-20 * math.log10(noise), abs=1e-6)
+
+
+def test_si_sdr_is_the_mean_over_channels():
+    original, error = np.array([1.0, -1.0, 1.0, -1.0]), np.array([1.0, 1.0, -1.0, -1.0])
+    pair = np.stack([original, original]), np.stack([original + 0.1 * error, original + 0.01 * error])
+    assert si_sdr(*pair) == pytest.approx((20 + 40) / 2)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("rate", [16_000, 44_100])
+def test_the_mel_distance_is_that_of_slow_sums_and_other_filters(rate):
+    from transformers.audio_utils import mel_filter_bank
+
+    rng = np.random.default_rng(0)
+    pair = [rng.normal(0, 0.1, 3000).astype(np.float32) for _ in range(2)]
+    total = 0.0
+    for window, bands in zip(MEL_WINDOWS, MEL_BANDS, strict=True):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # where a band holds no bin
+            filters = mel_filter_bank(window // 2 + 1, bands, 0.0, rate / 2, rate, norm="slaney", mel_scale="slaney")
+        logs = []
+        for sound in pair:
+            padded = np.pad(sound.astype(np.float64), window // 2)
+            starts = range(0, len(padded) - window + 1, window // 4)
+            hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window)
+            frames = np.stack([np.abs(np.fft.rfft(hann * padded[start : start + window])) for start in starts])
+            logs.append(np.log10(np.maximum(frames @ filters, MEL_FLOOR)))
+        total += np.abs(logs[0] - logs[1]).mean()
+    assert mel_distance(pair[0][None], pair[1][None], rate) == pytest.approx(total, rel=1e-4)
+
+
+def test_what_is_undefined_raises_and_is_no_number(speech):
+    sound = speech[0]
+    silent, short = np.zeros_like(sound), sound[:, :100]
+    for measure in (
+        lambda: pesq_wb(silent, sound, RATE),
+        lambda: pesq_wb(sound, silent, RATE),
+        lambda: pesq_wb(short, short, RATE),
+        lambda: stoi(silent, sound, RATE),
+        lambda: stoi(short, short, RATE),
+        lambda: si_sdr(silent, sound),
+        lambda: si_sdr(sound, silent),
+    ):
+        with pytest.raises(MeasureError):
+            measure()
+    with pytest.raises(ValueError, match="cannot compare sounds of the shapes"):
+        mel_distance(sound, short, RATE)
+
+
+def test_pesq_takes_other_rates_and_channels(speech):
+    from vqtok.audio.resampling import resample
+
+    faster = np.repeat(resample(speech[0], RATE, 24_000), 2, axis=0)
+    assert pesq_wb(faster, faster, 24_000) == pytest.approx(4.644, abs=1e-3)
+
+
+# -- the report
+
+
+def test_an_exact_codec_is_perfect_and_its_codes_are_counted(speech):
+    tokenizer = Telephone()
+    result = audio_report.evaluate(tokenizer, Clips(speech), name="exact")
+    assert result["pesq_wb"] == pytest.approx(4.644, abs=1e-3) and result["stoi"] == pytest.approx(1)
+    assert result["si_sdr_db"] is None and result["si_sdr_perfect"] == 3 and result["mel_distance"] == 0
+    assert result["failures"] == {}
+    samples = np.concatenate([sound[0] for sound in speech])
+    whole = np.round(samples * 32768).astype(int) + 32768
+    for codebook, codes in enumerate((whole // 256, whole % 256)):
+        counts = np.bincount(codes, minlength=256)
+        assert result["usage"][0][codebook] == pytest.approx((counts > 0).mean())
+        share = counts[counts > 0] / counts.sum()
+        assert result["entropy_bits"][0][codebook] == pytest.approx(-(share * np.log2(share)).sum(), rel=1e-5)
+    assert result["kbps"]["nominal"] == pytest.approx(256) and result["kbps"]["payload"] == pytest.approx(256)
+    files = sum(len(tokenizer.encode([sound], sampling_rate=RATE).to_bytes()) for sound in speech)
+    assert result["kbps"]["file"] == pytest.approx(8 * files / (len(samples) / RATE) / 1000)
+    assert result["data"]["num_recordings"] == 3 and result["data"]["num_skipped"] == 1
+    assert result["data"]["seconds"] == pytest.approx(len(samples) / RATE)
+    assert result["tokenizer"]["parameters"] == 4
+    json.dumps(result, allow_nan=False)
+
+
+def test_known_noise_gives_the_known_ratio(speech):
+    result = audio_report.evaluate(Telephone(noise=0.01), Clips(speech[:1]), speech=False)
+    sound = speech[0][0].astype(np.float64)
+    assert result["si_sdr_db"] == pytest.approx(10 * math.log10(sound.var() / 1e-4), abs=0.2)
+    assert result["pesq_wb"] is None and result["stoi"] is None and result["mel_distance"] > 1
+
+
+def test_failures_are_counted_and_left_out(speech):
+    silent, short = np.zeros((1, RATE), np.float32), speech[0][:, 6000:6100]
+    alone = audio_report.evaluate(Telephone(noise=0.01), Clips(speech[:1]))
+    mixed = audio_report.evaluate(Telephone(noise=0.01), Clips([speech[0], silent, short]))
+    assert mixed["pesq_wb"] == alone["pesq_wb"] and mixed["stoi"] == alone["stoi"]
+    assert {key: sum(reasons.values()) for key, reasons in mixed["failures"].items()} == {
+        "pesq_wb": 2,
+        "stoi": 2,
+        "si_sdr_db": 1,
+    }
+    table = audio_report.to_markdown([mixed])
+    assert f"{alone['pesq_wb']:.2f} (2 failed)" in table
+    nothing = audio_report.evaluate(Telephone(), Clips([silent]))
+    assert nothing["pesq_wb"] is None and "- (1 failed)" in audio_report.to_markdown([nothing])
+
+
+def test_long_sets_are_read_in_chunks_and_summed_the_same(speech, monkeypatch):
+    whole = audio_report.evaluate(Telephone(noise=0.01), Clips(speech[:2] * 2), speech=False)
+    monkeypatch.setattr(audio_report, "_CHUNK_RECORDINGS", 1)
+    tokenizer = Telephone(noise=0.01)
+    parts = audio_report.evaluate(tokenizer, Clips(speech[:2] * 2), speech=False)
+    assert tokenizer.batches == [1] * 5  # one to warm up
+    assert parts["usage"] == whole["usage"] and parts["kbps"] == whole["kbps"]
+    assert parts["data"]["sha256"] == whole["data"]["sha256"]
+
+
+def test_bad_input_is_named(speech):
+    with pytest.raises(ValueError, match="no recordings to evaluate"):
+        audio_report.evaluate(Telephone(), Clips([]))
+    with pytest.raises(ValueError, match="recording 0 is sampled at 8000 Hz, the tokenizer at 16000"):
+        audio_report.evaluate(Telephone(), Clips(speech, rate=8000))
+    with pytest.raises(ValueError, match="came back as .*lengths must be kept"):
+        audio_report.evaluate(Telephone(cut=5), Clips(speech))
+
+
+def test_the_command_measures_audio(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(cli, "_load_tokenizer", lambda name, device: Telephone(noise={"a": 0.0, "b": 0.01}[name]))
+    out = tmp_path / "out.json"
+    arguments = ["a", "b", "--data", "spoken-numbers", "--num_samples", "2", "--json", str(out)]
+    assert cli.main(["compare", *arguments]) == 0
+    results = json.loads(out.read_text())
+    assert [result["name"] for result in results] == ["a", "b"]
+    assert results[0]["pesq_wb"] > results[1]["pesq_wb"]
+    said = capsys.readouterr().out
+    assert "2 recordings of spoken-numbers (test), vqtok-audio-eval v1" in said and "| a | 256 |" in said
+    assert cli.main(["evaluate", "a", "spoken-numbers", "--image_column", "x"]) == 2
+    assert "--image_column does not go with this tokenizer" in capsys.readouterr().err

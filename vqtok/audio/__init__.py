@@ -1,0 +1,1 @@
+"""The audio room: data. Model and feature extractor come next."""

@@ -1,0 +1,1 @@
+"""Where media come from: folders and data sets with captions and labels, for pictures and recordings alike."""
