@@ -32,7 +32,8 @@ from vqtok.hub.card import pipeline_card
 from vqtok.image.data import load_images, skipped_summary
 from vqtok.prior import PRIORS
 from vqtok.prior.conditions import COLUMNS, Conditions, check_values
-from vqtok.prior.data import MANIFEST, CodeDataset, prior_collate
+from vqtok.prior.data import CONDITION, MANIFEST, CodeDataset, prior_collate
+from vqtok.prior.features import FeatureConditions, TextEncoder
 from vqtok.training import PriorStep, StepSampler, TrainingArguments, fit, parse_arguments, read_recipe, step_loader
 from vqtok.training.setup import finish, make_accelerator, model_fields, run_script, save_training
 from vqtok.training.steps import to_device
@@ -61,6 +62,16 @@ class PriorArguments:
     )
     text_vocab_size: int = field(default=1024, metadata={"help": "Most entries of a byte-pair tokenizer trained here."})
     max_text_length: int = field(default=128, metadata={"help": "Most tokens of a caption; a longer one is refused."})
+    text_encoder: str | None = field(
+        default=None,
+        metadata={
+            "help": "A frozen text encoder of transformers whose features are the condition, in place of tokens."
+        },
+    )
+    condition_codes: str | None = field(
+        default=None, metadata={"help": "A second code cache: row by row the condition of the first one."}
+    )
+    eval_condition_codes: str | None = field(default=None, metadata={"help": "The same for --eval_codes."})
     attn_implementation: str | None = field(
         default=None,
         metadata={"help": "Attention of the backbone on a CPU (sdpa, eager, ...); None is transformers' choice."},
@@ -75,16 +86,20 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     accelerator = make_accelerator(args)
     torch.manual_seed(args.seed)
     vq_tokenizer = VQTokenizer.from_pretrained(script.tokenizer, device=accelerator.device)
-    kind = recipe.get("condition", "none")
+    kind = _kind(recipe, script)
+    encoder = TextEncoder.from_pretrained(script.text_encoder) if script.text_encoder else None
     codes, train, held_out = _codes(accelerator, vq_tokenizer, kind, script, args)
-    conditions = _conditions(kind, codes, train, script)
+    if encoder is None:
+        conditions = _conditions(kind, codes, train, script)
+    else:
+        conditions = _features(accelerator, encoder, codes, held_out, script, Path(args.output_dir) / "features")
     test = _known(accelerator, held_out, conditions, script.eval_samples)
     model = _model(accelerator, recipe, codes, conditions, script)
     parameters = sum(p.numel() for p in model.parameters())
     accelerator.print(
         f"{len(train)} samples to train on, {len(test)} to test; {parameters:,} parameters", file=sys.stderr
     )
-    pipeline = VQPipeline(model, vq_tokenizer, conditions.text_tokenizer, conditions.seen)
+    pipeline = VQPipeline(model, vq_tokenizer, conditions.text_tokenizer, conditions.seen, encoder)
 
     def loader(start: int) -> Any:
         groups = [group[np.isin(group, train)] for group in codes.groups()]
@@ -121,6 +136,24 @@ def _arguments(argv: Sequence[str]) -> tuple[PriorArguments, TrainingArguments]:
     return parse_arguments(classes, argv, read_recipe(config_folder(chosen.config)), description=__doc__)
 
 
+def _kind(recipe: dict[str, Any], script: PriorArguments) -> str:
+    """The condition: of the recipe, unless a flag brings another one."""
+    kind = recipe.get("condition", "none")
+    if script.text_encoder and script.condition_codes:
+        raise ValueError("--text_encoder and --condition_codes are two conditions: give one")
+    if kind == "features" and not script.text_encoder:
+        raise ValueError(f"{script.config} has the condition 'features': name a text encoder with --text_encoder")
+    if kind == "codes" and not script.condition_codes:
+        raise ValueError(f"{script.config} has the condition 'codes': name their cache with --condition_codes")
+    if script.condition_codes and not script.codes:
+        raise ValueError("--condition_codes needs --codes: encode the same data set with both tokenizers first")
+    if bool(script.condition_codes and script.eval_codes) != bool(script.eval_condition_codes):
+        raise ValueError(
+            "--eval_condition_codes goes with --eval_codes and --condition_codes: give all three, or not this one"
+        )
+    return "features" if script.text_encoder else "codes" if script.condition_codes else kind
+
+
 def _read(config: str, file: str) -> dict[str, Any]:
     path = Path(config_folder(config)) / file
     try:
@@ -151,11 +184,17 @@ def _codes(
         raise ValueError(
             f"{folder} holds the codes of {before}, not of {asked}: delete it, or choose another --output_dir"
         )
+    if script.condition_codes:
+        codes.pair(CodeDataset(script.condition_codes))
     numbers = list(range(len(codes)))
     if not script.eval_codes:
         return codes, [i for i in numbers if i % 50], Subset(codes, numbers[::50])
     held_out = CodeDataset(script.eval_codes)
     check_fingerprint(codes.fingerprint, held_out.fingerprint, f"the codes in {script.eval_codes}")
+    if script.eval_condition_codes:
+        given = codes.columns[CONDITION].fingerprint
+        held_out.pair(CodeDataset(script.eval_condition_codes))
+        check_fingerprint(given, held_out.columns[CONDITION].fingerprint, f"codes in {script.eval_condition_codes}")
     return codes, numbers, Subset(held_out, list(range(len(held_out))))
 
 
@@ -168,8 +207,30 @@ def _conditions(kind: str, codes: CodeDataset, train: list[int], script: PriorAr
     tokenizer = None
     if script.text_tokenizer:
         tokenizer = AutoTokenizer.from_pretrained(script.text_tokenizer, trust_remote_code=False)
-    values = [column[i] for i in train] if column else []
+    values = column if kind == "codes" else [column[i] for i in train] if column else []
     return Conditions(kind, values, tokenizer, script.text_vocab_size, script.max_text_length)
+
+
+def _features(
+    accelerator: Accelerator,
+    encoder: TextEncoder,
+    codes: CodeDataset,
+    held_out: Subset,
+    script: PriorArguments,
+    folder: Path,
+) -> FeatureConditions:
+    """Captions as the text encoder's features; the first process encodes those that the cache in `folder` lacks."""
+    sources = [codes] if held_out.dataset is codes else [codes, held_out.dataset]
+    captions = [source.columns.get("text", [None])[i] for source in sources for i in range(len(source))]
+    check_values("features", captions)
+    encoder.to(accelerator.device)
+    conditions = FeatureConditions(encoder, captions, script.max_text_length)
+    if accelerator.is_main_process:
+        count = conditions.prepare(folder)
+        print(f"{count} captions encoded, {len(conditions) - count} were in {folder}", file=sys.stderr)
+    accelerator.wait_for_everyone()
+    conditions.prepare(folder, encode=False)
+    return conditions
 
 
 def _known(
@@ -201,8 +262,7 @@ def _model(
         **{
             **{name: value for name, value in recipe.items() if name != "model_type"},
             "layout": layout.to_dict(),
-            "text_size": conditions.text_size,
-            "max_text_length": conditions.max_text_length,
+            **conditions.fields,
             "max_grid": max(n // layout.stride for size in sizes for n in layout.padded(size)),
             "fingerprint": codes.fingerprint,
         }
@@ -279,7 +339,7 @@ def _draw(
     pipeline: VQPipeline, test: list[dict[str, Any]], conditions: Conditions, args: TrainingArguments, name: str
 ) -> None:
     """A sheet of samples for the first held-out conditions."""
-    prompts = [sample[conditions.column] for sample in test[:8]] if conditions.column else None
+    prompts = [conditions.prompt(sample) for sample in test[:8]] if conditions.column else None
     drawn = pipeline(prompts, num_samples=1 if conditions.column else 8, seed=args.seed)
     path = Path(args.output_dir) / "samples" / name
     write_with(path, lambda temporary: contact_sheet([drawn]).save(temporary, format="PNG"))

@@ -274,8 +274,8 @@ def prior_scorer(pipe: VQPipeline, batch_size: int = 64) -> Scorer:
     """Return a scorer for `rerank`: how much likelier the prior finds a medium's codes with its prompt than without, in nats.
 
     ln p(codes | prompt) - ln p(codes) equals ln p(prompt | codes) - ln p(prompt), so among the media of one prompt the order is
-    that of the prompt's likelihood, by which CogView ranks its own samples (Ding et al. 2021). Media are encoded again. It scores all
-    media of one size or another; a prompt of None gets 0.
+    that of the prompt's likelihood, by which CogView ranks its own samples (Ding et al. 2021). Media are encoded again. A prompt of
+    None gets 0.
 
     Raises:
         ValueError: a prior that knows no null condition to compare with.

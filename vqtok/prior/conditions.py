@@ -51,10 +51,13 @@ class Conditions:
         max_text_length: what the prior should take, twice the longest training caption at most.
         seen: token ids of the training captions; None where unseen ones are fine, with a tokenizer that was trained elsewhere.
         layout, fingerprint: of codes that are the condition, else None.
+        encoder: None, see `FeatureConditions`.
 
     Raises:
         ValueError: an unknown kind, a missing caption or label, or a caption that is too long.
     """
+
+    encoder = None
 
     def __init__(
         self,
@@ -96,6 +99,14 @@ class Conditions:
                 f"the largest condition, of size {largest}, makes {self.max_text_length} ids, more than --max_text_length {max_length}"
             )
         self._vocabulary = CodeVocabulary(given.layout, 0, self.max_text_length, 1)
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """What stands about the condition in the prior's config."""
+        known = {"condition": self.kind, "text_size": self.text_size, "max_text_length": self.max_text_length}
+        if self.layout is None:
+            return known
+        return {**known, "condition_layout": self.layout.to_dict(), "condition_fingerprint": self.fingerprint}
 
     def ids(self, sample: Mapping[str, Any]) -> list[int] | None:
         """The condition ids of a sample: text tokens, [label], sizes and codes, or None.

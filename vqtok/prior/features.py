@@ -99,6 +99,9 @@ class TextEncoder:
         missing = sorted(name for name in info["missing_keys"] if not name.startswith(_UNUSED))
         if missing or info["mismatched_keys"]:
             raise ValueError(f"{source}: weights of the text encoder are missing or do not fit: {missing[:5]}")
+        # Memory that torch aligns itself: on that of the file, sums can be rounded otherwise than they were in training.
+        for parameter in model.parameters():
+            parameter.data = parameter.data.clone()
         encoder = cls(model, AutoTokenizer.from_pretrained(source, trust_remote_code=False, **hub))
         return encoder if device is None else encoder.to(device)
 
@@ -264,39 +267,54 @@ class FeatureConditions:
     Args:
         encoder: the text encoder.
         captions: of all samples, training and held out.
-        cache: where their features are kept.
         max_length: most tokens of a caption.
 
     Attributes:
-        kind, column, feature_size, max_text_length, encoder: as the prior's config needs them.
+        kind, column, text_tokenizer, seen: as of `Conditions`.
+        encoder: as given.
+        max_text_length: what the prior should take, twice the longest caption at most.
 
     Raises:
-        ValueError: a caption that is missing, empty or too long.
+        ValueError: a caption that is empty or too long.
     """
 
-    kind, column, text_tokenizer, seen, text_size = "features", "text", None, None, 0
+    kind, column, text_tokenizer, seen = "features", "text", None, None
 
-    def __init__(self, encoder: TextEncoder, captions: Sequence[str], cache: FeatureCache, max_length: int = 128):
+    def __init__(self, encoder: TextEncoder, captions: Sequence[str], max_length: int = 128):
         texts = sorted(set(captions))
         rows = encoder.tokenize(texts, max_length)
-        self.encoder, self.cache, self.feature_size = encoder, cache, encoder.size
+        self.encoder = encoder
         self.max_text_length = min(max_length, encoder.max_length, 2 * max(map(len, rows)))
         self._known = dict(zip(texts, rows, strict=True))
+        self._cache: FeatureCache | None = None
 
-    def prepare(self) -> int:
-        """Encode what the cache lacks; returns how many captions that were."""
-        return self.cache.add(self.encoder, self._known.values())
+    def __len__(self) -> int:
+        return len(self._known)
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """What stands about the condition in the prior's config."""
+        return {"condition": self.kind, "feature_size": self.encoder.size, "max_text_length": self.max_text_length}
+
+    def prepare(self, folder: str | Path, encode: bool = True) -> int:
+        """Open the cache in `folder`, and encode the distinct captions that it lacks; return how many these were.
+
+        Args:
+            encode: whether to; of several processes one does, before the others open the cache.
+        """
+        self._cache = FeatureCache(folder, self.encoder)
+        return self._cache.add(self.encoder, self._known.values()) if encode else 0
 
     def ids(self, sample: Mapping[str, Any]) -> Tensor:
-        """Features `(L, feature_size)` of a sample's caption.
+        """Features `(L, feature_size)` of a sample's caption, from the cache.
 
         Raises:
-            ValueError: a sample without one, or with one that was not prepared.
+            ValueError: a sample without a caption, or with one that was not prepared.
         """
         caption = sample.get(self.column)
-        if caption not in self._known:
-            raise ValueError(f"there are no features of the caption {caption!r}: give all captions when this is made")
-        return self.cache[self._known[caption]]
+        if caption not in self._known or self._cache is None:
+            raise ValueError(f"there are no features of the caption {caption!r}: give all captions, and prepare them")
+        return self._cache[self._known[caption]]
 
     def knows(self, sample: Mapping[str, Any]) -> bool:
         """Whether `ids` has an answer."""

@@ -17,6 +17,7 @@ def check_keep_best(keep_best: int | None, num_samples: int, rerank: Scorer | No
     Raises:
         ValueError: more than there are, or a number without a scorer to choose by.
     """
+    num_samples = at_least_one(num_samples, "num_samples")
     if keep_best is None:
         return num_samples
     if rerank is None:
@@ -44,7 +45,11 @@ def best_first(scorer: Scorer, prompts: Sequence[Any], media: list[Any], keep_be
         ValueError: another number of scores than of media, or one that is no finite number.
     """
     each = len(media) // len(prompts)
-    scores = [float(score) for score in scorer([prompt for prompt in prompts for _ in range(each)], media)]
+    given = scorer([prompt for prompt in prompts for _ in range(each)], media)
+    try:
+        scores = [float(score) for score in given]
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"the scorer must return one number for each of {len(media)} media, got {given!r}") from None
     if len(scores) != len(media):
         raise ValueError(
             f"the scorer returned {len(scores)} scores for {len(media)} media: it must return one for each"
