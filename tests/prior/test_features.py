@@ -7,8 +7,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
+    BartConfig,
+    BartModel,
     BertConfig,
     BertModel,
+    CLIPConfig,
+    CLIPModel,
     CLIPTextConfig,
     CLIPTextModel,
     GPT2Config,
@@ -38,6 +42,19 @@ ENCODERS = {
     "clip": lambda: CLIPTextModel(CLIPTextConfig(**SMALL, max_position_embeddings=20)),
     "t5": lambda: T5EncoderModel(T5Config(vocab_size=300, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2)),
     "gpt2": lambda: GPT2Model(GPT2Config(vocab_size=300, n_embd=16, n_layer=2, n_head=2, n_positions=20)),
+    "bart": lambda: BartModel(
+        BartConfig(
+            vocab_size=300,
+            d_model=16,
+            encoder_layers=1,
+            decoder_layers=1,
+            encoder_attention_heads=2,
+            encoder_ffn_dim=16,
+            decoder_attention_heads=2,
+            decoder_ffn_dim=16,
+            max_position_embeddings=20,
+        )
+    ),
     "llama": lambda: LlamaModel(LlamaConfig(**SMALL, max_position_embeddings=20)),
 }
 
@@ -58,7 +75,8 @@ def test_texts_of_any_length_have_the_features_they_have_alone(name):
     together = encoder.features(CAPTIONS, 20)
     for caption, features in zip(CAPTIONS, together, strict=True):
         ids = torch.tensor([TOKENIZER(caption).input_ids])
-        alone = encoder.model(input_ids=ids).last_hidden_state[0]
+        model = encoder.model.encoder if name == "bart" else encoder.model
+        alone = model(input_ids=ids).last_hidden_state[0]
         assert features.shape == (ids.shape[1], 16) == alone.shape and features.dtype == torch.float32
         assert (features - alone).abs().max() < 1e-5 * alone.abs().max()
     assert len({len(features) for features in together}) == len(CAPTIONS), "they differ in length"
@@ -73,6 +91,25 @@ def test_a_saved_encoder_says_the_same(name, tmp_path):
     assert (again.size, again.fingerprint) == (16, encoder.fingerprint) != (16, make_encoder(name, 1).fingerprint)
     for one, other in zip(encoder.features(CAPTIONS, 20), again.features(CAPTIONS, 20), strict=True):
         assert torch.equal(one, other)
+
+
+def test_the_text_half_of_clip(tmp_path):
+    torch.manual_seed(0)
+    vision = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "image_size": 32,
+    }
+    text = {**SMALL, "max_position_embeddings": 20}
+    both = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).eval()
+    both.save_pretrained(tmp_path)
+    TOKENIZER.save_pretrained(tmp_path)
+    encoder = TextEncoder.from_pretrained(tmp_path)
+    (features,) = encoder.features(["a red three"], 20)
+    ids = torch.tensor([TOKENIZER("a red three").input_ids])
+    assert torch.allclose(features, both.text_model(input_ids=ids).last_hidden_state[0], atol=1e-5)
 
 
 def test_each_distinct_caption_is_encoded_once(tmp_path):

@@ -56,8 +56,9 @@ class TextEncoder:
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
-        self._run = _encoder_of(model)
-        self.model, self.tokenizer = model.eval().requires_grad_(False), tokenizer
+        self.model, self.tokenizer = _checked(model).eval().requires_grad_(False), tokenizer
+        # Of an encoder-decoder, such as BART, the encoder alone.
+        self._run = model.get_encoder() if getattr(model.config, "is_encoder_decoder", False) else model
         vocab_size = self.model.get_input_embeddings().num_embeddings
         if len(tokenizer) > vocab_size:
             raise ValueError(
@@ -81,28 +82,21 @@ class TextEncoder:
         """
         source, options = str(id_or_folder), {"trust_remote_code": False, **hub}
         try:
-            config = AutoConfig.from_pretrained(source, **options)
-            model_class: Any = AutoModel
-            if config.model_type == "clip":
-                model_class, config = CLIPTextModel, config.text_config
-            elif config.model_type in MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES:
-                model_class = AutoModelForTextEncoding
-            options |= {"config": config, "dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
-            if model_class is CLIPTextModel:
-                options.pop("trust_remote_code")
-            model, info = model_class.from_pretrained(source, **options)
+            model, info = _load(source, options)
+            model = _checked(model)
+            tokenizer = AutoTokenizer.from_pretrained(source, **options)
         except SafetensorError as error:
             raise ValueError(f"{source}: the text encoder's weights are truncated or damaged ({error})") from error
         except (OSError, ValueError) as error:
-            why = " ".join(str(error).split())[:300]
-            raise type(error)(f"{source} cannot be loaded as a text encoder with safetensors: {why}") from error
+            kind, why = OSError if isinstance(error, OSError) else ValueError, " ".join(str(error).split())[:300]
+            raise kind(f"{source} cannot be loaded as a text encoder with safetensors and tokenizer: {why}") from error
         missing = sorted(name for name in info["missing_keys"] if not name.startswith(_UNUSED))
         if missing or info["mismatched_keys"]:
             raise ValueError(f"{source}: weights of the text encoder are missing or do not fit: {missing[:5]}")
         # Memory that torch aligns itself: on that of the file, sums can be rounded otherwise than they were in training.
         for parameter in model.parameters():
             parameter.data = parameter.data.clone()
-        encoder = cls(model, AutoTokenizer.from_pretrained(source, trust_remote_code=False, **hub))
+        encoder = cls(model, tokenizer)
         return encoder if device is None else encoder.to(device)
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
@@ -160,18 +154,29 @@ class TextEncoder:
         return self
 
 
-def _encoder_of(model: Any) -> PreTrainedModel:
-    """The model itself, or the encoder of an encoder-decoder; refused if it reads no text."""
-    if getattr(getattr(model, "config", None), "is_encoder_decoder", False) and hasattr(model, "get_encoder"):
-        model = model.get_encoder()
+def _load(source: str, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The model, and what transformers says about its weights."""
+    config = AutoConfig.from_pretrained(source, **options)
+    model_class: Any = AutoModel
+    if config.model_type == "clip":  # the text half of both
+        model_class, config = CLIPTextModel, config.text_config
+        options = {name: value for name, value in options.items() if name != "trust_remote_code"}
+    elif config.model_type in MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES:
+        model_class = AutoModelForTextEncoding
+    return model_class.from_pretrained(
+        source, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
+    )
+
+
+def _checked(model: Any) -> Any:
+    """The model, refused if it reads no text."""
     takes = set(inspect.signature(model.forward).parameters) if isinstance(model, PreTrainedModel) else set()
-    if not {"input_ids", "attention_mask"} <= takes or not hasattr(model.config.get_text_config(), "hidden_size"):
+    reads = {"input_ids", "attention_mask"} <= takes and hasattr(model.config.get_text_config(), "hidden_size")
+    if not reads or not isinstance(model.get_input_embeddings(), nn.Embedding):
         raise ValueError(
-            f"{type(model).__name__} is no text encoder (it must take input_ids and attention_mask and have a hidden_size): choose "
-            "a model such as T5, BERT, CLIP's text model, or a decoder-only language model"
+            f"{type(model).__name__} is no text encoder (it must take input_ids and attention_mask, and have a hidden_size and a table "
+            "of token embeddings): choose a model such as T5, BERT, CLIP's text model, or a decoder-only language model"
         )
-    if not isinstance(model.get_input_embeddings(), nn.Embedding):
-        raise ValueError(f"{type(model).__name__} has no table of token embeddings and is no text encoder")
     return model
 
 
