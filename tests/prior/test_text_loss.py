@@ -12,6 +12,7 @@ ORDERS = {"flat": TWO, "delay": RESIDUAL, "depth": RESIDUAL, "next_scale": TWO}
 TEXTS = [[3, 1, 4, 1], [2, 7], [5], None, [9, 2, 6, 5, 3]]
 
 
+@torch.no_grad()
 def slow_text_nats(prior, texts):
     """Mean of -ln p(token | earlier tokens of its text), each from a pass of its own over these tokens alone."""
     nats = []
@@ -34,7 +35,7 @@ def test_each_token_is_predicted_from_its_own_earlier_tokens(make_prior, random_
     ids, mask = pad_conditions([text or [] for text in TEXTS])
     output = prior(codes=codes, condition_ids=ids, condition_mask=mask)
     assert output.text_loss.ndim == 0 and output.text_loss.dtype == torch.float32
-    assert abs(float(output.text_loss) - float(slow_text_nats(prior, TEXTS))) < 1e-5
+    assert abs(output.text_loss.item() - float(slow_text_nats(prior, TEXTS))) < 1e-5
     plain = make_prior(layout, backbone, **fields)
     plain.load_state_dict({k: v for k, v in prior.state_dict().items() if k != "text_head.weight"})
     other = plain(codes=codes, condition_ids=ids, condition_mask=mask)
