@@ -3,6 +3,8 @@
     accelerate launch examples/train_prior.py --config prior/digits --tokenizer out/vq --output_dir out/pipeline
     accelerate launch examples/train_prior.py --config prior/digits --tokenizer out/vq --codes out/codes --output_dir out/pipeline
 
+What it is told comes from the recipe (`condition`), from a frozen text encoder (--text_encoder), or from other codes (--condition_codes).
+
 Stopped anywhere, the same command continues.
 """
 

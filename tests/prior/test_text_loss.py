@@ -1,9 +1,12 @@
 """The joint loss on the text: DALL-E's weighting, against a slow reference, token by token."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from vqtok.prior import CodePriorConfig, pad_conditions
+from vqtok.training.steps import PriorStep
 
 TWO = {"ndim": 2, "levels": [{"stride": s, "num_codebooks": 1, "codebook_size": k} for s, k in ((8, 11), (4, 7))]}
 RESIDUAL = {"ndim": 2, "levels": [{"stride": 8, "num_codebooks": 3, "codebook_size": 6}]}
@@ -72,6 +75,17 @@ def test_padding_null_and_dropped_conditions_do_not_count(make_prior, random_cod
     prior.train()
     prior.config.condition_dropout = 0.999999
     assert prior(codes=codes, condition_ids=torch.tensor([[3, 4]] * 3)).text_loss == 0
+
+
+def test_training_logs_it(make_prior, random_codes):
+    prior = make_prior(text_loss_weight=0.5)
+    batch = {"codes": random_codes(TWO, 2, (2, 2)), "condition_ids": torch.tensor([[3, 4]] * 2)}
+    step = SimpleNamespace(prepared=prior, accelerator=SimpleNamespace(device=prior.device))
+    loss, metrics = PriorStep.compute(step, batch)
+    output = prior(**batch)
+    assert torch.equal(loss, output.loss) and torch.equal(metrics["text_loss"], output.text_loss.detach())
+    step.prepared = make_prior()
+    assert set(PriorStep.compute(step, batch)[1]) == {"nats_level_0", "nats_level_1"}
 
 
 def test_off_has_no_parameters_and_on_is_saved(make_prior, tmp_path):

@@ -11,6 +11,7 @@ import inspect
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -125,10 +126,8 @@ class TextEncoder:
 
     @torch.no_grad()
     def encode(self, rows: Sequence[Sequence[int]], batch_size: int = 64) -> Iterator[tuple[int, Tensor]]:
-        """Yield the number of each row of token ids, and its last hidden states, float32 `(L, size)` on the CPU, short rows first."""
-        by_length = sorted(range(len(rows)), key=lambda index: len(rows[index]))
-        for part in grouped([len(rows[index]) for index in by_length], batch_size):
-            numbers = [by_length[index] for index in part]
+        """Yield the number of each row of token ids, and its last hidden states, float32 `(L, size)` on the CPU, in any order."""
+        for numbers in grouped([len(row) for row in rows], batch_size):
             ids = torch.tensor([list(rows[number]) for number in numbers], device=self.model.device)
             hidden = self._run(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
             # Each its own memory, so that one row does not keep its whole batch.
@@ -139,7 +138,7 @@ class TextEncoder:
         found = dict(self.encode(self.tokenize(texts, max_length)))
         return [found[index] for index in range(len(texts))]
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Equal for encoders that say the same: a sha256 over architecture and weights."""
         facts = {name: value for name, value in self.model.config.to_dict().items() if not name.startswith("_")}
