@@ -53,10 +53,10 @@ def test_windows_and_time_series(make_prior, random_codes):
     ids, mask = pad_conditions(TEXTS[:3])
     batch = {"codes": codes, "sizes": torch.tensor([[36], [20], [8]]), "condition_ids": ids, "condition_mask": mask}
     wanted = float(slow_text_nats(prior, TEXTS[:3]))
-    assert abs(float(prior(**batch).text_loss) - wanted) < 1e-5
+    assert abs(prior(**batch).text_loss.item() - wanted) < 1e-5
     prior.train()
     prior.config.condition_dropout = 0
-    assert all(abs(float(prior(**batch).text_loss) - wanted) < 1e-5 for _ in range(4)), "whatever window is trained"
+    assert all(abs(prior(**batch).text_loss.item() - wanted) < 1e-5 for _ in range(4)), "whatever window is trained"
 
 
 def test_padding_null_and_dropped_conditions_do_not_count(make_prior, random_codes):
@@ -64,7 +64,7 @@ def test_padding_null_and_dropped_conditions_do_not_count(make_prior, random_cod
     codes = random_codes(TWO, 3, (2, 2))
     ids, mask = pad_conditions([[], [3, 1, 4], []])
     some = prior(codes=codes, condition_ids=ids, condition_mask=mask).text_loss
-    assert abs(float(some) - float(slow_text_nats(prior, [[3, 1, 4]]))) < 1e-5
+    assert abs(some.item() - float(slow_text_nats(prior, [[3, 1, 4]]))) < 1e-5
     ids[0] = 7  # under the mask
     assert prior(codes=codes, condition_ids=ids, condition_mask=mask).text_loss == some
     for batch in ({}, {"condition_ids": torch.tensor([[3]] * 3)}):  # nothing to predict, a first token alone

@@ -19,7 +19,7 @@ from .checks import check_codes
 from .configuration_code_prior import CodePriorConfig
 from .drawing import CodeDrawingMixin
 from .generation import CodeGenerationMixin
-from .network import CodePriorPreTrainedModel, UnitVectors, attention_bias
+from .network import BatchCondition, CodePriorPreTrainedModel, UnitVectors, attention_bias
 from .sequence import OrderTable, Run, Windows, as_slice, flatten
 
 
@@ -80,6 +80,8 @@ class CodePriorModel(CodePriorPreTrainedModel, CodeDrawingMixin, CodeGenerationM
             self.depth_embed = nn.Embedding(len(self._streams), width)
         if config.stops:
             self.end_head = nn.Linear(width, 1)
+        if config.text_loss_weight:
+            self.text_head = nn.Linear(width, config.text_size, bias=False)
         self._windows = None if config.window is None else Windows(config.window, config.window // 2)
         self.post_init()
 
@@ -154,6 +156,18 @@ class CodePriorModel(CodePriorPreTrainedModel, CodeDrawingMixin, CodeGenerationM
         )
         nats_per_code = sums * factors.to(sums) / counts.clamp(min=1)
         return CodePriorOutput(loss=loss, nats_per_code=nats_per_code, text_loss=text_loss)
+
+    def _text_loss(self, hidden_BLM: Tensor, condition: BatchCondition) -> Tensor:
+        """Mean nats of the tokens of texts, each predicted from the earlier ones of its text; 0 if there are none.
+
+        The first token of a text has nothing before it and is not predicted; padding and null conditions do not count.
+        """
+        told_BL = condition.told_BL
+        counted_BL = told_BL[:, 1:] & told_BL[:, :-1]
+        if condition.ids_BL is None or not bool(counted_BL.any()):
+            return self.text_head(hidden_BLM[:, :1]).float().sum() * 0.0  # every parameter takes part in every step
+        logits_NK = self.text_head(hidden_BLM[:, :-1][counted_BL]).float()
+        return F.cross_entropy(logits_NK, condition.ids_BL[:, 1:][counted_BL])
 
     def _sequence(
         self, codes: Sequence[Tensor], sizes: Tensor | None, condition_BLM: Tensor, mask_BL: Tensor

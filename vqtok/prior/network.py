@@ -110,8 +110,6 @@ class CodePriorPreTrainedModel(PreTrainedModel):
             # As LlamaGen puts the features of a text encoder before its codes (Sun et al. 2024); encoders differ in scale.
             self.feature_norm = nn.RMSNorm(config.feature_size)
             self.feature_proj = nn.Linear(config.feature_size, width)
-        if config.text_loss_weight:
-            self.text_head = nn.Linear(width, config.text_size, bias=False)
         if config.first_level:
             self.conditioner = LevelConditioner(width, layout.ndim, config.first_level)
         # What `generate` of transformers reads too: null follows the last code, and top_k 0 keeps all.
@@ -273,18 +271,6 @@ class CodePriorPreTrainedModel(PreTrainedModel):
             null_B = null_B | (torch.rand(batch) < self.config.condition_dropout).to(self.device)
         told_BL = mask_BL & ~null_B[:, None]
         return BatchCondition(*replace_conditions(x_BLM, mask_BL, null_B, null_M), ids_BL, told_BL)
-
-    def _text_loss(self, hidden_BLM: Tensor, condition: BatchCondition) -> Tensor:
-        """Mean nats of the tokens of texts, each predicted from the earlier ones of its text; 0 if there are none.
-
-        The first token of a text has nothing before it and is not predicted; padding and null conditions do not count.
-        """
-        told_BL = condition.told_BL
-        counted_BL = told_BL[:, 1:] & told_BL[:, :-1]
-        if condition.ids_BL is None or not bool(counted_BL.any()):
-            return self.text_head(hidden_BLM[:, :1]).float().sum() * 0.0  # every parameter takes part in every step
-        logits_NK = self.text_head(hidden_BLM[:, :-1][counted_BL]).float()
-        return F.cross_entropy(logits_NK, condition.ids_BL[:, 1:][counted_BL])
 
     # -- inputs
 
