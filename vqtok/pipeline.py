@@ -206,8 +206,8 @@ class VQPipeline:
         """
         kept, condition = check_keep_best(keep_best, num_samples, rerank), self._condition(prompts)
         codes = self.prior.sample_codes(condition, num_samples=num_samples, seed=seed, **sampling)
-        media = self.vq_tokenizer.decode(codes)
-        return media if rerank is None else best_first(rerank, _as_rows(prompts), media, kept)
+        drawn = self.vq_tokenizer.decode(codes)
+        return drawn if rerank is None else best_first(rerank, _as_rows(prompts), drawn, kept)
 
     def _condition(self, prompts: Any) -> list[Any] | None:
         if prompts is None:
