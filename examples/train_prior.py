@@ -10,6 +10,8 @@ A cascade is trained stage by stage: the coarsest levels, then finer ones, which
     accelerate launch examples/train_prior.py --config prior/digits-top --tokenizer out/vq --output_dir out/top
     accelerate launch examples/train_prior.py --config prior/digits-bottom --tokenizer out/vq --coarse out/top --output_dir out/both
 
+What it is told comes from the recipe (`condition`), from a frozen text encoder (--text_encoder), or from other codes (--condition_codes).
+
 Stopped anywhere, the same command continues.
 """
 
@@ -41,7 +43,8 @@ from vqtok.prior import PRIORS, CodeCascade
 from vqtok.prior.adapters import add_lora, check_peft, merge_lora
 from vqtok.prior.attention import checkpoint_activations, set_attention
 from vqtok.prior.conditions import COLUMNS, Conditions, check_values
-from vqtok.prior.data import MANIFEST, CodeDataset, prior_collate
+from vqtok.prior.data import CONDITION, MANIFEST, CodeDataset, prior_collate
+from vqtok.prior.features import FeatureConditions, TextEncoder
 from vqtok.prior.pretrained import load_text_weights, text_backbone
 from vqtok.training import PriorStep, StepSampler, TrainingArguments, fit, parse_arguments, read_recipe, step_loader
 from vqtok.training.setup import finish, make_accelerator, model_fields, run_script, save_training
@@ -79,6 +82,16 @@ class PriorArguments:
     )
     text_vocab_size: int = field(default=1024, metadata={"help": "Most entries of a byte-pair tokenizer trained here."})
     max_text_length: int = field(default=128, metadata={"help": "Most tokens of a caption; a longer one is refused."})
+    text_encoder: str | None = field(
+        default=None,
+        metadata={
+            "help": "A frozen text encoder of transformers whose features are the condition, in place of tokens."
+        },
+    )
+    condition_codes: str | None = field(
+        default=None, metadata={"help": "A second code cache: row by row the condition of the first one."}
+    )
+    eval_condition_codes: str | None = field(default=None, metadata={"help": "The same for --eval_codes."})
     attn_implementation: str | None = field(
         default=None,
         metadata={
@@ -117,10 +130,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     accelerator = make_accelerator(args)
     torch.manual_seed(args.seed)
     vq_tokenizer = VQTokenizer.from_pretrained(script.tokenizer, device=accelerator.device)
-    kind = recipe.get("condition", "none")
+    kind = _kind(recipe, script)
+    encoder = TextEncoder.from_pretrained(script.text_encoder) if script.text_encoder else None
     coarse = _coarse(recipe, vq_tokenizer, script)
     codes, train, held_out = _codes(accelerator, vq_tokenizer, kind, script, args)
-    conditions = _conditions(kind, codes, train, script, coarse)
+    if encoder is None:
+        conditions = _conditions(kind, codes, train, script, coarse)
+    else:
+        conditions = _features(accelerator, encoder, codes, held_out, script, Path(args.output_dir) / "features")
     test = _known(accelerator, held_out, conditions, script.eval_samples)
     model = _model(accelerator, recipe, codes, conditions, script)
     counts = f"{sum(p.numel() for p in model.parameters()):,} parameters"
@@ -166,6 +183,24 @@ def _arguments(argv: Sequence[str]) -> tuple[PriorArguments, TrainingArguments]:
     return parse_arguments(classes, argv, read_recipe(config_folder(chosen.config)), description=__doc__)
 
 
+def _kind(recipe: dict[str, Any], script: PriorArguments) -> str:
+    """The condition: of the recipe, unless a flag brings another one."""
+    kind = recipe.get("condition", "none")
+    if script.text_encoder and script.condition_codes:
+        raise ValueError("--text_encoder and --condition_codes are two conditions: give one")
+    if kind == "features" and not script.text_encoder:
+        raise ValueError(f"{script.config} has the condition 'features': name a text encoder with --text_encoder")
+    if kind == "codes" and not script.condition_codes:
+        raise ValueError(f"{script.config} has the condition 'codes': name their cache with --condition_codes")
+    if script.condition_codes and not script.codes:
+        raise ValueError("--condition_codes needs --codes: encode the same data set with both tokenizers first")
+    if bool(script.condition_codes and script.eval_codes) != bool(script.eval_condition_codes):
+        raise ValueError(
+            "--eval_condition_codes goes with --eval_codes and --condition_codes: give all three, or not this one"
+        )
+    return "features" if script.text_encoder else "codes" if script.condition_codes else kind
+
+
 def _read(config: str, file: str) -> dict[str, Any]:
     path = Path(config_folder(config)) / file
     try:
@@ -196,11 +231,17 @@ def _codes(
         raise ValueError(
             f"{folder} holds the codes of {before}, not of {asked}: delete it, or choose another --output_dir"
         )
+    if script.condition_codes:
+        codes.pair(CodeDataset(script.condition_codes))
     numbers = list(range(len(codes)))
     if not script.eval_codes:
         return codes, [i for i in numbers if i % 50], Subset(codes, numbers[::50])
     held_out = CodeDataset(script.eval_codes)
     check_fingerprint(codes.fingerprint, held_out.fingerprint, f"the codes in {script.eval_codes}")
+    if script.eval_condition_codes:
+        given = codes.columns[CONDITION].fingerprint
+        held_out.pair(CodeDataset(script.eval_condition_codes))
+        check_fingerprint(given, held_out.columns[CONDITION].fingerprint, f"codes in {script.eval_condition_codes}")
     return codes, numbers, Subset(held_out, list(range(len(held_out))))
 
 
@@ -221,14 +262,17 @@ def _coarse(recipe: dict[str, Any], vq_tokenizer: VQTokenizer, script: PriorArgu
 
 
 def _pipeline(
-    model: CodePriorModel, vq_tokenizer: VQTokenizer, conditions: Conditions, coarse: VQPipeline | None
+    model: CodePriorModel,
+    vq_tokenizer: VQTokenizer,
+    conditions: Conditions | FeatureConditions,
+    coarse: VQPipeline | None,
 ) -> VQPipeline:
     """What will be published: the prior, or the cascade with it as its last stage."""
     if coarse is None:
-        return VQPipeline(model, vq_tokenizer, conditions.text_tokenizer, conditions.seen)
+        return VQPipeline(model, vq_tokenizer, conditions.text_tokenizer, conditions.seen, conditions.encoder)
     before = coarse.prior.stages if isinstance(coarse.prior, CodeCascade) else [coarse.prior]
     cascade = CodeCascade([*(stage.to(model.device) for stage in before), model])
-    return VQPipeline(cascade, vq_tokenizer, coarse.text_tokenizer, coarse.text_ids_seen)
+    return VQPipeline(cascade, vq_tokenizer, coarse.text_tokenizer, coarse.text_ids_seen, conditions.encoder)
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:
@@ -242,8 +286,30 @@ def _conditions(
     tokenizer = None if coarse is None else coarse.text_tokenizer  # the stages of a cascade read the same tokens
     if kind == "text" and tokenizer is None and (source := script.text_tokenizer or script.init_from):
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    values = [column[i] for i in train] if column else []
+    values = column if kind == "codes" else [column[i] for i in train] if column else []
     return Conditions(kind, values, tokenizer, script.text_vocab_size, script.max_text_length)
+
+
+def _features(
+    accelerator: Accelerator,
+    encoder: TextEncoder,
+    codes: CodeDataset,
+    held_out: Subset,
+    script: PriorArguments,
+    folder: Path,
+) -> FeatureConditions:
+    """Captions as the text encoder's features; the first process encodes those that the cache in `folder` lacks."""
+    sources = [codes] if held_out.dataset is codes else [codes, held_out.dataset]
+    captions = [source.columns.get("text", [None])[i] for source in sources for i in range(len(source))]
+    check_values("features", captions)
+    encoder.to(accelerator.device)
+    conditions = FeatureConditions(encoder, captions, script.max_text_length)
+    if accelerator.is_main_process:
+        count = conditions.prepare(folder)
+        print(f"{count} captions encoded, {len(conditions) - count} were in {folder}", file=sys.stderr)
+    accelerator.wait_for_everyone()
+    conditions.prepare(folder, encode=False)
+    return conditions
 
 
 def _known(
@@ -277,8 +343,7 @@ def _model(
             **{name: value for name, value in recipe.items() if name != "model_type"},
             **backbone,
             "layout": layout.to_dict(),
-            "text_size": conditions.text_size,
-            "max_text_length": conditions.max_text_length,
+            **conditions.fields,
             "max_grid": max(n // layout.stride for size in sizes for n in layout.padded(size)),
             "fingerprint": codes.fingerprint,
         }
@@ -360,7 +425,7 @@ def _draw(
     pipeline: VQPipeline, test: list[dict[str, Any]], conditions: Conditions, args: TrainingArguments, name: str
 ) -> None:
     """A sheet of samples for the first held-out conditions."""
-    prompts = [sample[conditions.column] for sample in test[:8]] if conditions.column else None
+    prompts = [conditions.prompt(sample) for sample in test[:8]] if conditions.column else None
     drawn = pipeline(prompts, num_samples=1 if conditions.column else 8, seed=args.seed)
     path = Path(args.output_dir) / "samples" / name
     write_with(path, lambda temporary: contact_sheet([drawn]).save(temporary, format="PNG"))

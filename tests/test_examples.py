@@ -9,13 +9,17 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import T5Config, T5EncoderModel
 
 from examples import encode_dataset, generate, train_prior, train_tokenizer
 from vqtok import VQPipeline, VQTokenizer
+from vqtok.prior import train_text_tokenizer
 from vqtok.prior.data import CodeDataset
+from vqtok.prior.features import TextEncoder
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICK = ["--num_threads", "1", "--warmup_steps", "1", "--log_every", "2"]
@@ -332,3 +336,86 @@ def test_accelerate_launches_the_prior_on_two_processes(made, tmp_path):
     assert len(losses[0]) == len(losses[1]) == 2
     pipeline = VQPipeline.from_pretrained(tmp_path / "two")
     assert pipeline(["a red three top left"], seed=0, sizes=(32, 32))[0].size == (32, 32)
+
+
+@pytest.fixture(scope="module")
+def text_encoder(tmp_path_factory):
+    """A folder with a tiny T5 encoder and its tokenizer."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("t5")
+    config = T5Config(vocab_size=300, d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2)
+    TextEncoder(T5EncoderModel(config), train_text_tokenizer(["a red three top left"], 300)).save_pretrained(folder)
+    return folder
+
+
+def test_a_prior_reads_a_frozen_text_encoder_that_training_never_runs(
+    made, text_encoder, tmp_path, capsys, monkeypatch
+):
+    runs, encode = [], TextEncoder.encode
+
+    def counted(self, rows, batch_size=64):
+        runs.append(len(rows))
+        return encode(self, rows, batch_size)
+
+    monkeypatch.setattr(TextEncoder, "encode", counted)
+    flags = ["--config", "prior/digits", "--tokenizer", str(made / "tokenizer"), "--codes", str(made / "codes")]
+    flags += [*TINY_PRIOR, *QUICK, "--text_encoder", str(text_encoder), "--output_dir", str(tmp_path / "out")]
+    train_prior.main(flags)
+    captions = set(CodeDataset(made / "codes").columns["text"])
+    assert f"{len(captions)} captions encoded, 0 were in" in capsys.readouterr().err
+    held_out = 3  # of 120 samples: at the end their samples are drawn
+    assert runs == [len(captions), held_out]
+    pipeline = VQPipeline.from_pretrained(tmp_path / "out")
+    assert pipeline.prior.config.condition == "features" and pipeline.prior.config.feature_size == 16
+    assert "text-to-image" in (tmp_path / "out/README.md").read_text()
+    assert len(pipeline(["a red three top left", None], seed=0, sizes=(32, 32))) == 2
+
+
+def test_a_prior_of_codes_given_other_codes(made, tmp_path):
+    train_tokenizer.main([*TINY_TOKENIZER, *QUICK, "--seed", "1", "--output_dir", str(tmp_path / "other")])
+    AcceleratorState._reset_state(reset_partial_state=True)
+    encode = ["--tokenizer", str(tmp_path / "other"), "--num_samples", "120", "--output_dir", str(tmp_path / "codes")]
+    encode_dataset.main(encode)
+    flags = ["--config", "prior/digits", "--tokenizer", str(made / "tokenizer"), "--codes", str(made / "codes")]
+    flags += [*TINY_PRIOR, *QUICK, "--output_dir", str(tmp_path / "out")]
+    recipe = json.loads((ROOT / "tokenizers_configs/prior/digits/config.json").read_text())
+    recipe["backbone_config"]["max_position_embeddings"] = 512
+    (tmp_path / "recipe").mkdir()
+    (tmp_path / "recipe/config.json").write_text(json.dumps(recipe))
+    flags[1] = str(tmp_path / "recipe")
+    train_prior.main([*flags, "--condition_codes", str(tmp_path / "codes")])
+    pipeline = VQPipeline.from_pretrained(tmp_path / "out")
+    other = VQTokenizer.from_pretrained(tmp_path / "other")
+    assert pipeline.prior.config.condition_fingerprint == other.fingerprint
+    given = other.encode([Image.new("RGB", (32, 32), "red"), Image.new("RGB", (24, 32))])
+    assert [p.size for p in pipeline(given, seed=0, sizes=(32, 32))] == [(32, 32)] * 2
+    with pytest.raises(ValueError, match="layout|code space"):
+        pipeline(pipeline.vq_tokenizer.encode([Image.new("RGB", (32, 32))]), seed=0)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    encode[3] = "119"
+    encode_dataset.main([*encode[:-1], str(tmp_path / "fewer")])
+    with pytest.raises(ValueError, match="120 samples and 119 conditions"):
+        train_prior.main([*flags, "--condition_codes", str(tmp_path / "fewer")])
+
+
+def test_flags_of_conditions_that_do_not_go_together(made, text_encoder, tmp_path):
+    flags = ["--config", "prior/digits", "--tokenizer", str(made / "tokenizer"), "--output_dir", str(tmp_path / "out")]
+    codes, encoder = ["--codes", str(made / "codes")], ["--text_encoder", str(text_encoder)]
+    for more, message in [
+        ([*codes, *encoder, "--condition_codes", str(made / "codes")], "two conditions"),
+        (["--condition_codes", str(made / "codes")], "needs --codes"),
+        ([*codes, "--eval_condition_codes", str(made / "codes")], "goes with --eval_codes"),
+        ([*codes, *encoder, "--max_text_length", "3"], "this prior takes at most 3"),
+        ([*codes, "--text_encoder", str(made / "tokenizer")], "cannot be loaded as a text encoder|no text encoder"),
+    ]:
+        with pytest.raises((ValueError, OSError), match=message):
+            train_prior.main([*flags, *TINY_PRIOR, *QUICK, *more])
+        AcceleratorState._reset_state(reset_partial_state=True)
+    for kind, flag in (("features", "--text_encoder"), ("codes", "--condition_codes")):
+        recipe = json.loads((ROOT / "tokenizers_configs/prior/digits/config.json").read_text())
+        (tmp_path / kind).mkdir()
+        (tmp_path / kind / "config.json").write_text(json.dumps({**recipe, "condition": kind}))
+        with pytest.raises(ValueError, match=f"has the condition '{kind}': .*{flag}"):
+            train_prior.main(["--config", str(tmp_path / kind), *flags[2:], *codes])
+        AcceleratorState._reset_state(reset_partial_state=True)
+    assert not (tmp_path / "out" / "config.json").exists()

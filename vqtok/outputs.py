@@ -80,13 +80,16 @@ class CodePriorOutput(ModelOutput):
     """One pass of a prior.
 
     Attributes:
-        loss: 0-dim float32, mean nats per predicted code (and size token).
+        loss: 0-dim float32, mean nats per predicted code (and size token); with a `text_loss_weight` w, (1 - w) of that and w of
+            `text_loss`.
         nats_per_code: float32 `(num_levels,)`, mean nats per code of each level, coarse to fine.
         logits: float `(B, P, V)`, present only for calls with `input_ids` (the transformers `generate` path).
         past_key_values: the backbone's cache.
+        text_loss: 0-dim float32, mean nats per token of the texts; None without a `text_loss_weight`.
     """
 
     loss: Tensor | None = None
     nats_per_code: Tensor | None = None
     logits: Tensor | None = None
     past_key_values: object | None = None
+    text_loss: Tensor | None = None

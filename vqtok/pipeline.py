@@ -14,19 +14,24 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBas
 
 from vqtok.auto import VQTokenizer
 from vqtok.auto.rooms import quiet
+from vqtok.codes import Codes
 from vqtok.files import write_json
 from vqtok.fingerprint import check_fingerprint
 from vqtok.hub.folders import fetch_folder, replace_files
 from vqtok.prior import PRIORS, CodeCascade, CodePriorModel, encode_prompts
+from vqtok.prior.features import TextEncoder
+from vqtok.prior.reranking import Scorer, best_first, check_keep_best
 from vqtok.prior.text import from_ranges, to_ranges
 
 FORMAT = 1
 PIPELINE_FILE = "pipeline.json"
+TEXT_ENCODER = "text_encoder"  # its folder
 # What a pipeline's folder consists of, for downloads: no samples, no checkpoints.
 FILES = (
     *(PIPELINE_FILE, "config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json"),
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model"),
     *("vq_tokenizer/*.json", "vq_tokenizer/model*.safetensors", "stage_*/*.json", "stage_*/model*.safetensors"),
+    *(f"text_encoder/{name}" for name in ("*.json", "model*.safetensors", "vocab*", "merges.txt", "*.model")),
 )
 
 
@@ -39,9 +44,10 @@ class VQPipeline:
         text_tokenizer: of the prior's text tokens; only for a prior with the condition "text".
         text_ids_seen: the text tokens that the training captions had (see `vqtok.prior.text.seen_token_ids`); a prompt with
             another one is refused. None asks for nothing.
+        text_encoder: reads the prompts; only for a prior with the condition "features".
 
     Attributes:
-        prior, vq_tokenizer, text_tokenizer, text_ids_seen: as given.
+        prior, vq_tokenizer, text_tokenizer, text_ids_seen, text_encoder: as given.
 
     Raises:
         ValueError: the three do not belong together; both fingerprints or layouts are named.
@@ -62,6 +68,7 @@ class VQPipeline:
         vq_tokenizer: VQTokenizer,
         text_tokenizer: PreTrainedTokenizerBase | None = None,
         text_ids_seen: Iterable[int] | None = None,
+        text_encoder: TextEncoder | None = None,
     ) -> None:
         config = prior.config
         check_fingerprint(config.fingerprint, vq_tokenizer.fingerprint, "the codes of this VQ tokenizer")
@@ -79,7 +86,18 @@ class VQPipeline:
             raise ValueError(
                 f"this text tokenizer has {len(text_tokenizer)} tokens, the prior knows {config.text_size}: use the one it was trained with"
             )
+        if (config.condition == "features") != (text_encoder is not None):
+            remedy = "give the one it was trained with" if text_encoder is None else "leave it away"
+            raise ValueError(
+                f"a prior with the condition {config.condition!r} was given the text encoder {type(text_encoder).__name__}: {remedy}"
+            )
+        if text_encoder is not None and text_encoder.size != config.feature_size:
+            raise ValueError(
+                f"this text encoder's states have the width {text_encoder.size}, the prior takes {config.feature_size}: use the one it "
+                "was trained with"
+            )
         self.prior, self.vq_tokenizer, self.text_tokenizer = prior, vq_tokenizer, text_tokenizer
+        self.text_encoder = text_encoder
         self.text_ids_seen = None if text_ids_seen is None else sorted(set(text_ids_seen))
 
     # -- from files and to files
@@ -123,8 +141,16 @@ class VQPipeline:
                     f"{folder} has no tokenizer_config.json: save the pipeline again with save_pretrained"
                 )
             text_tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        text_encoder = None
+        if prior.config.condition == "features":
+            if not (folder / TEXT_ENCODER).is_dir():
+                raise FileNotFoundError(
+                    f"{folder} has no folder {TEXT_ENCODER!r} with the text encoder of its prompts: save the pipeline again"
+                )
+            with quiet():
+                text_encoder = TextEncoder.from_pretrained(folder / TEXT_ENCODER)
         seen = facts.get("text_ids_seen")
-        pipeline = cls(prior, vq_tokenizer, text_tokenizer, None if seen is None else from_ranges(seen))
+        pipeline = cls(prior, vq_tokenizer, text_tokenizer, None if seen is None else from_ranges(seen), text_encoder)
         return pipeline if device is None else pipeline.to(device)
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
@@ -140,6 +166,8 @@ class VQPipeline:
                 stage.save_pretrained(staging / name)
             if self.text_tokenizer is not None:
                 self.text_tokenizer.save_pretrained(staging)
+            if self.text_encoder is not None:
+                self.text_encoder.save_pretrained(staging / TEXT_ENCODER)
             # Saved through another facade, so that the one in use does not remember the staging folder as its home.
             part = VQTokenizer(self.vq_tokenizer.model, self.vq_tokenizer.processor)
             part.save_pretrained(staging / "vq_tokenizer")
@@ -160,27 +188,35 @@ class VQPipeline:
         prompts: str | int | Sequence[str | int | None] | None = None,
         num_samples: int = 1,
         seed: int | None = None,
+        rerank: Scorer | None = None,
+        keep_best: int | None = None,
         **sampling: Any,
     ) -> list[Any]:
         """Return media, `num_samples` of the first prompt, then of the second, and so on.
 
         Args:
-            prompts: texts or class labels, as the prior's condition is; None, as a whole or as an entry, for media without condition.
+            prompts: texts, class labels or `Codes`, as the prior's condition is; None, as a whole or as an entry, for media without
+                condition.
             num_samples: per prompt.
             seed: the same seed gives the same media, whatever is drawn beside them; None draws one.
+            rerank: scorer(prompts, media) that returns a number for each medium, higher is better; each prompt's media come best first.
+                `prior_scorer` makes one of the prior itself.
+            keep_best: how many media of each prompt are returned; None for all.
             sampling: `sizes`, `guidance_scale`, `temperature`, `top_k`, `top_p`, `batch_size` of `CodePriorModel.sample_codes`;
                 what is not given comes from `generation_config.json`.
 
         Raises:
             ValueError: a prompt that is empty, too long, or has a word that the captions never had; a value out of range.
         """
-        codes = self.prior.sample_codes(self._condition(prompts), num_samples=num_samples, seed=seed, **sampling)
-        return self.vq_tokenizer.decode(codes)
+        kept, condition = check_keep_best(keep_best, num_samples, rerank), self._condition(prompts)
+        codes = self.prior.sample_codes(condition, num_samples=num_samples, seed=seed, **sampling)
+        drawn = self.vq_tokenizer.decode(codes)
+        return drawn if rerank is None else best_first(rerank, _as_rows(prompts), drawn, kept)
 
     def _condition(self, prompts: Any) -> list[Any] | None:
         if prompts is None:
             return None
-        rows = [prompts] if isinstance(prompts, str | int) else list(prompts)
+        rows = _as_rows(prompts)
         config = self.prior.config
         if config.condition == "none":
             raise ValueError(
@@ -190,9 +226,14 @@ class VQPipeline:
             raise ValueError(
                 "there are no prompts: give a list of at least one, or None for a sample without condition"
             )
-        if config.condition == "text":
-            texts = [row for row in rows if row is not None]
-            encoded = iter(encode_prompts(self.text_tokenizer, texts, config.max_text_length, self.text_ids_seen))
+        if config.condition == "codes":
+            return rows
+        if config.condition in ("text", "features"):
+            texts, most = [row for row in rows if row is not None], config.max_text_length
+            if self.text_encoder is not None:
+                encoded = iter(self.text_encoder.features(texts, most))
+            else:
+                encoded = iter(encode_prompts(self.text_tokenizer, texts, most, self.text_ids_seen))
             return [None if row is None else next(encoded) for row in rows]
         for row in rows:
             if row is not None and (isinstance(row, str | bool) or not 0 <= int(row) < config.text_size):
@@ -205,14 +246,20 @@ class VQPipeline:
         return getattr(self.vq_tokenizer.processor, "sampling_rate", None)
 
     def to(self, device: torch.device | str) -> VQPipeline:
-        """Move prior and VQ tokenizer; returns itself."""
+        """Move prior, VQ tokenizer and text encoder; returns itself."""
         self.prior.to(device)
         self.vq_tokenizer.to(device)
+        if self.text_encoder is not None:
+            self.text_encoder.to(device)
         return self
 
     def __repr__(self) -> str:
         config, count = self.prior.config, sum(parameter.numel() for parameter in self.prior.parameters())
         asked = {"text": f"texts of up to {config.max_text_length} tokens", "class": f"{config.text_size} classes"}
+        asked |= {
+            "features": f"{asked['text']}, read by a frozen encoder",
+            "codes": f"codes of {config.condition_layout}",
+        }
         known = "" if self.text_ids_seen is None else f", {len(self.text_ids_seen)} of them seen in training"
         stages = f" of {len(self.prior.stages)} stages" if isinstance(self.prior, CodeCascade) else ""
         lines = [
@@ -226,6 +273,37 @@ class VQPipeline:
             *("  " + line for line in repr(self.vq_tokenizer).splitlines()),
         ]
         return "\n".join(lines)
+
+
+def prior_scorer(pipe: VQPipeline, batch_size: int = 64) -> Scorer:
+    """Return a scorer for `rerank`: how much likelier the prior finds a medium's codes with its prompt than without, in nats.
+
+    ln p(codes | prompt) - ln p(codes) equals ln p(prompt | codes) - ln p(prompt), so among the media of one prompt the order is
+    that of the prompt's likelihood, by which CogView ranks its own samples (Ding et al. 2021). Media are encoded again. A prompt of
+    None gets 0.
+
+    Raises:
+        ValueError: a prior that knows no null condition to compare with.
+    """
+    config = pipe.prior.config
+    if config.condition == "none" or not config.condition_dropout:
+        raise ValueError(
+            f"this prior (condition {config.condition!r}, condition_dropout {config.condition_dropout}) cannot tell prompts from none: "
+            "rerank with another scorer"
+        )
+
+    def score(prompts: list[Any], media: list[Any]) -> list[float]:
+        codes = pipe.vq_tokenizer.encode(media)
+        told, untold = (pipe.prior.score(codes, rows, batch_size).nats for rows in (pipe._condition(prompts), None))
+        return (untold - told).tolist()
+
+    return score
+
+
+def _as_rows(prompts: Any) -> list[Any]:
+    if isinstance(prompts, Codes):
+        return list(prompts)
+    return [prompts] if prompts is None or isinstance(prompts, str | int) else list(prompts)
 
 
 def _read_facts(folder: Path) -> dict[str, Any]:

@@ -24,7 +24,7 @@ def layout(*levels, ndim=2):
 TWO_LEVELS = layout((8, 1, 11), (4, 1, 7))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_prior():
     """Builds a tiny prior in eval mode; `scale` multiplies its random weights so that its choices are far from uniform."""
 

@@ -8,7 +8,10 @@ import pytest
 import torch
 
 from vqtok.codes import CodeLayout, Codes, LevelLayout
+from vqtok.prior.condition_codes import codes_of_ids
+from vqtok.prior.conditions import Conditions
 from vqtok.prior.data import MANIFEST, CodeDataset, prior_collate, read_manifest, write_code_cache
+from vqtok.vocabulary import CodeVocabulary
 
 LAYOUT = CodeLayout(2, (LevelLayout(8, 1, 16), LevelLayout(4, 2, 70_000)))
 
@@ -149,3 +152,43 @@ def test_extra_columns_may_be_missing_for_some(tmp_path):
     write(tmp_path, [(codes([(8, 8), (8, 8)]), [{"text": "a", "label": 1}, {"text": None, "label": 2}])])
     data = CodeDataset(tmp_path)
     assert data.columns == {"text": ["a", None], "label": [1, 2]} and np.array(data[1]["label"]) == 2
+
+
+def test_the_samples_of_a_second_cache_are_the_conditions_of_the_first(tmp_path):
+    write(tmp_path / "one")
+    layout = CodeLayout(1, (LevelLayout(4, 2, 9),))
+    lengths = [(8,), (12,), (4,), (8,), (20,)]
+    given = codes(lengths, 5, "b" * 64, layout)
+    for folder, names in (("two", "01234"), ("others", "01243")):
+        parts = [(given, [{"text": f"t{name}"} for name in names])]
+        write(tmp_path / folder, parts)
+    data = CodeDataset(tmp_path / "one")
+    data.pair(CodeDataset(tmp_path / "two"))
+    conditions = Conditions("codes", data.columns["condition"])
+    assert conditions.fields == {
+        "condition": "codes", "text_size": 0, "max_text_length": 1 + 2 * 5, "condition_layout": layout.to_dict(),
+        "condition_fingerprint": "b" * 64,
+    }  # fmt: skip
+    vocabulary = CodeVocabulary(layout, 0, 11, 1)
+    for index, sample in enumerate(given):
+        (back,) = codes_of_ids(conditions.ids(data[index]), vocabulary)
+        assert torch.equal(back, sample.levels[0][0])
+        prompt = conditions.prompt(data[index])
+        assert torch.equal(prompt.levels[0], sample.levels[0]) and prompt.fingerprint == "b" * 64
+    batch = prior_collate(conditions.ids)([data[0], data[2]])
+    assert batch["condition_mask"].sum(1).tolist() == [1 + 2 * 2, 1 + 2 * 1]
+    with pytest.raises(ValueError, match="size .20,., makes 11 ids, more than --max_text_length 10"):
+        Conditions("codes", data.columns["condition"], max_length=10)
+    with pytest.raises(ValueError, match="sample 3 has the text 't3', its condition 't4'"):
+        data.pair(CodeDataset(tmp_path / "others"))
+    write(tmp_path / "fewer", [(given[[0, 1]], [{}, {}])])
+    with pytest.raises(ValueError, match="5 samples and 2 conditions"):
+        data.pair(CodeDataset(tmp_path / "fewer"))
+
+
+def test_features_are_collated_padded_on_the_left(tmp_path):
+    write(tmp_path)
+    data, rows = CodeDataset(tmp_path), iter([torch.ones(1, 3), torch.full((2, 3), 5.0)])
+    batch = prior_collate(lambda item: next(rows))([data[0], data[2]])
+    assert batch["condition_features"][..., 0].tolist() == [[0, 1], [5, 5]] and "condition_ids" not in batch
+    assert batch["condition_mask"].tolist() == [[False, True], [True, True]]

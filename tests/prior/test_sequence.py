@@ -16,6 +16,7 @@ from vqtok.prior.sequence import (
     flatten,
     order_table,
     pad_conditions,
+    pad_features,
     replace_conditions,
     unflatten,
 )  # fmt: skip
@@ -204,10 +205,15 @@ def test_tables_made_in_inference_mode_serve_training():
 
 def test_conditions_are_padded_left_and_replaced_whole():
     ids, mask = pad_conditions([[5, 6, 7], [8]])
-    new_ids, new_mask = replace_conditions(ids, mask, torch.tensor([True, False]), 99)
-    assert new_ids.tolist() == [[99, 99, 99], [0, 0, 8]]
+    vectors = torch.stack([ids, -ids], 2)
+    new, new_mask = replace_conditions(vectors, mask, torch.tensor([True, False]), torch.tensor([99, 77]))
+    assert new.tolist() == [[[99, 77]] * 3, [[0, 0], [0, 0], [8, -8]]]
     assert new_mask.tolist() == [[False, False, True], [False, False, True]]
     assert ids.tolist() == [[5, 6, 7], [0, 0, 8]], "the caller's tensors stay"
+    features, mask = pad_features([torch.ones(1, 2), None, torch.full((3, 2), 7.0)], 2)
+    assert features[..., 1].tolist() == [[0, 0, 1], [0, 0, 0], [7, 7, 7]]
+    assert mask.tolist() == [[False, False, True], [False] * 3, [True] * 3]
+    assert pad_features([None], 4)[0].shape == (1, 1, 4), "a batch without a condition has room for the null one"
 
 
 def test_bad_input_is_named():

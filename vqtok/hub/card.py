@@ -72,11 +72,12 @@ def pipeline_card(
         name: of the folder or repository.
         metrics: the folder's `metrics.json`.
         training: the folder's `training.json`.
-        condition: "text", "class" or "none".
+        condition: of the prior, as `CodePriorConfig` names it.
         judged: figures of samples that somebody or something judged, by name; a row each.
     """
-    prompt = {"text": '["..."]', "class": "[0]", "none": "None"}[condition]
-    tag = "text-to-image" if condition == "text" else "unconditional-image-generation"
+    prompts = {"text": '["..."]', "features": '["..."]', "class": "[0]", "codes": "codes", "none": "None"}
+    prompt = prompts[condition]
+    tag = "text-to-image" if condition in ("text", "features") else "unconditional-image-generation"
     rows = [
         [i, f"{nats:.3f}", f"{limit:.3f}"]
         for i, (nats, limit) in enumerate(zip(metrics["nats_per_code"], metrics["ln_codebook_size"], strict=True))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vqtok.codes import CodeLayout
 
+from .condition_codes import code_rows
 from .configuration_code_prior import CodePriorConfig
 
 
@@ -58,7 +59,9 @@ def check_condition(ids: Tensor, mask: Tensor | None, batch: int, config: CodePr
         raise ValueError("this prior was made without conditions: leave the condition away")
     ids = ids[:, None] if ids.ndim == 1 and config.condition == "class" else ids
     mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.to(ids.device).bool()
-    most, what = config.prefix_length, "tokens" if config.condition == "text" else "label"
+    if config.condition == "features":
+        raise ValueError("this prior takes the features of its text encoder, not ids: give condition_features")
+    most, what = config.prefix_length, {"text": "tokens", "codes": "sizes and codes"}.get(config.condition, "label")
     if ids.dtype != torch.int64 or ids.ndim != 2 or len(ids) != batch or mask.shape != ids.shape:
         raise ValueError(
             f"conditions must be int64 (B={batch}, L) with a mask of the same shape, got {ids.dtype} "
@@ -66,10 +69,7 @@ def check_condition(ids: Tensor, mask: Tensor | None, batch: int, config: CodePr
         )
     if not 1 <= ids.shape[1] <= most:
         raise ValueError(f"a condition of {ids.shape[1]} ids does not fit: this prior takes 1 to {most} {what}")
-    if bool((mask[:, :-1] & ~mask[:, 1:]).any()):
-        raise ValueError(
-            "conditions must be padded on the left, but their mask has padding after a token: use pad_conditions"
-        )
+    _check_padding(mask)
     low, high = (int(value) for value in torch.aminmax(ids))
     if low < 0 or high >= config.text_size:
         raise ValueError(
@@ -78,28 +78,67 @@ def check_condition(ids: Tensor, mask: Tensor | None, batch: int, config: CodePr
     return ids, mask
 
 
-def condition_rows(condition: Any, config: CodePriorConfig, count: int | None = None) -> list[list[int]]:
-    """One list of ids per condition: text tokens, one class, or the id of `null`.
+def check_features(features: Tensor, mask: Tensor | None, batch: int, config: CodePriorConfig) -> tuple[Tensor, Tensor]:
+    """Features `(B, L, D)` and bool mask `(B, L)` of conditions, padded on the left; a row of padding alone is null."""
+    if config.condition != "features":
+        raise ValueError(f"this prior has the condition {config.condition!r} and takes no condition_features")
+    shape, most = tuple(features.shape), config.max_text_length
+    mask = torch.ones(shape[:2], dtype=torch.bool, device=features.device) if mask is None else mask.bool()
+    fits = features.is_floating_point() and len(shape) == 3 and shape[::2] == (batch, config.feature_size)
+    if not fits or tuple(mask.shape) != shape[:2]:
+        raise ValueError(
+            f"condition features must be float (B={batch}, L, feature_size={config.feature_size}) with a mask (B, L), got "
+            f"{features.dtype} {shape} and {tuple(mask.shape)}: use the text encoder that the prior was trained with"
+        )
+    if not 1 <= shape[1] <= most:
+        raise ValueError(f"features of {shape[1]} tokens do not fit: this prior takes 1 to {most}")
+    _check_padding(mask)
+    if not bool(torch.isfinite(features).all()):
+        raise ValueError("condition features hold values that are not finite: run the text encoder in float32")
+    return features, mask.to(features.device)
+
+
+def _check_padding(mask: Tensor) -> None:
+    if bool((mask[:, :-1] & ~mask[:, 1:]).any()):
+        raise ValueError(
+            "conditions must be padded on the left, but their mask has padding after a token: use pad_conditions"
+        )
+
+
+def condition_rows(condition: Any, config: CodePriorConfig, count: int | None = None) -> list[list[int] | Tensor]:
+    """One row per condition: ids of text tokens, of one class, of codes; features `(L, D)`; or the id of `null`.
 
     Args:
-        condition: a list of lists of text tokens, or of class labels; None, as a whole or as an entry, is the null condition.
+        condition: a list of lists of text tokens, of class labels, of features, or `Codes`; None, as a whole or as an entry, is the
+            null condition.
         count: how many there must be; None takes any number.
     """
     null = [config.vocabulary.special_id("null")]
+    if config.condition == "codes" and condition is not None:
+        condition = code_rows(condition, config)
     if condition is None:
         rows: list[Any] = [None] * (1 if count is None else count)
     elif isinstance(condition, int | str):
         raise ValueError(f"condition must be a list with one entry per sample, got {condition!r}: put it in a list")
     else:
-        rows = condition.tolist() if isinstance(condition, Tensor) else list(condition)
+        listed = isinstance(condition, Tensor) and config.condition != "features"
+        rows = condition.tolist() if listed else list(condition)
     if not rows or count not in (None, len(rows)):
         raise ValueError(f"there are {len(rows)} conditions for {count or 'any number of'} samples: give one each")
     if any(row is None for row in rows) and config.condition != "none" and not config.condition_dropout:
         raise ValueError(
             "this prior was trained with condition_dropout 0 and knows no null condition: give a condition, or train it with 0.1"
         )
-    out = []
+    out: list[list[int] | Tensor] = []
     for row in rows:
+        if config.condition == "features" and row is not None:
+            if not isinstance(row, Tensor):
+                raise ValueError(
+                    f"conditions are features (L, {config.feature_size}), got {row!r}: encode texts with the prior's text encoder, "
+                    "or use VQPipeline"
+                )
+            out.append(check_features(row[None], None, 1, config)[0][0])
+            continue
         if isinstance(row, str):
             raise ValueError(f"conditions are ids, got {row!r}: encode words with encode_prompts, or use VQPipeline")
         ids = null if row is None else list(row) if isinstance(row, Iterable) else [row]

@@ -17,7 +17,7 @@ from vqtok.vocabulary import CodeVocabulary, factors
 
 from .sequence import ORDERS, SHIFTED, check_order
 
-CONDITIONS = ("text", "class", "none")
+CONDITIONS = ("text", "class", "features", "codes", "none")
 DEFAULT_BACKBONE = {
     "model_type": "llama",
     "hidden_size": 256,
@@ -50,9 +50,14 @@ class CodePriorConfig(VQConfig):
 
     Args:
         layout: the codes, as `CodeLayout.to_dict` describes them.
-        condition: what a sample is told to be: "text", "class" or "none".
-        text_size: number of text tokens (`len(tokenizer)`) or of classes; 0 without condition.
-        max_text_length: the most tokens of a text.
+        condition: what a sample is told to be: "text" (tokens of its own), "class", "features" (hidden states of a frozen text
+            encoder), "codes" (codes of another layout) or "none".
+        text_size: number of text tokens (`len(tokenizer)`) or of classes; of "codes" it follows from their layout; else 0.
+        max_text_length: the most tokens of a text, or of codes that are a condition (their size tokens included).
+        feature_size: width of the text encoder's hidden states; 0 for other conditions.
+        condition_layout: of codes that are a condition, as `CodeLayout.to_dict` describes it.
+        condition_fingerprint: the code space of these.
+        text_loss_weight: w in (1 - w) codes + w text, for a joint loss on the tokens of the text (DALL-E: 1/8); 0 predicts no text.
         max_grid: the largest extent of the coarsest grid.
         order: how codes follow each other, see `vqtok.prior.sequence`: "flat" (one after another: coarse to fine, each level in raster
             order, all codebooks of a place together), "delay" and "depth" for residual codebooks, "next_scale" level by level.
@@ -83,6 +88,10 @@ class CodePriorConfig(VQConfig):
     condition: str = "none"
     text_size: int = 0
     max_text_length: int = 64
+    feature_size: int = 0
+    condition_layout: dict[str, Any] | None = None
+    condition_fingerprint: str | None = None
+    text_loss_weight: float | int = 0
     max_grid: int = 64
     order: str = "flat"
     stops: bool = False
@@ -105,14 +114,7 @@ class CodePriorConfig(VQConfig):
         """Refuse values that no model can be built from, before anything is allocated."""
         require(bool(self.layout), self, "layout", "the dict of a CodeLayout (take it from the tokenizer or the codes)")
         layout = CodeLayout.from_dict(self.layout)
-        require(self.condition in CONDITIONS, self, "condition", "one of 'text', 'class' and 'none'")
-        if self.condition == "none":
-            require(self.text_size == 0, self, "text_size", "0 for a prior without condition")
-        else:
-            require(
-                1 <= self.text_size <= 1 << 22, self, "text_size", "the number of text tokens or classes, at least 1"
-            )
-        require(1 <= self.max_text_length <= 1 << 16, self, "max_text_length", "from 1 to 65536")
+        self._check_condition()
         require(1 <= self.max_grid <= 1 << 20, self, "max_grid", "from 1 to 1048576")
         require(self.order in self.orders, self, "order", " or ".join(map(repr, self.orders)))
         most = len(layout.levels)
@@ -126,8 +128,6 @@ class CodePriorConfig(VQConfig):
         require(wide, self, "window", "from 2 to 4194304 units, or None")
         require(self.window is None or self.order in SHIFTED, self, "window", f"None in the order {self.order!r}")
         require(not (self.stops and self.first_level), self, "stops", "false for a prior that is given coarser levels")
-        dropout = self.condition_dropout
-        require(math.isfinite(dropout) and 0 <= dropout < 1, self, "condition_dropout", "a probability in [0, 1)")
         CodeVocabulary(layout, self.text_size, self.max_grid)
         check_order(self.order, self.streams_per_level[self.own_levels], layout.ndim, self.stops)
         if self.extent > 1 << 22:
@@ -135,6 +135,38 @@ class CodePriorConfig(VQConfig):
                 f"CodePriorConfig.max_grid {self.max_grid} makes grids of up to {self.extent} codes along an axis at the finest level; "
                 "at most 4194304 are possible: choose a smaller max_grid"
             )
+
+    def _check_condition(self) -> None:
+        kind, dropout, weight = self.condition, self.condition_dropout, self.text_loss_weight
+        require(kind in CONDITIONS, self, "condition", f"one of {', '.join(map(repr, CONDITIONS))}")
+        require(1 <= self.max_text_length <= 1 << 16, self, "max_text_length", "from 1 to 65536")
+        if kind in ("none", "features"):
+            require(self.text_size == 0, self, "text_size", f"0 for a prior with the condition {kind!r}")
+        elif kind == "codes":
+            require(bool(self.condition_layout), self, "condition_layout", "the dict of the condition's CodeLayout")
+            size = self.condition_vocabulary.size
+            self.text_size = self.text_size or size
+            require(
+                self.text_size == size, self, "text_size", f"{size}, what condition_layout and max_text_length make"
+            )
+        else:
+            known = 1 <= self.text_size <= 1 << 22
+            require(known, self, "text_size", "the number of text tokens or classes, at least 1")
+        if kind == "features":
+            require(1 <= self.feature_size <= 1 << 16, self, "feature_size", "the width of the text encoder's states")
+        else:
+            require(self.feature_size == 0, self, "feature_size", f"0 for a prior with the condition {kind!r}")
+        if kind != "codes":
+            for name in ("condition_layout", "condition_fingerprint"):
+                require(getattr(self, name) is None, self, name, f"None for a prior with the condition {kind!r}")
+        require(math.isfinite(dropout) and 0 <= dropout < 1, self, "condition_dropout", "a probability in [0, 1)")
+        require(math.isfinite(weight) and 0 <= weight < 1, self, "text_loss_weight", "a share of the loss in [0, 1)")
+        require(not weight or kind == "text", self, "text_loss_weight", "0 without tokens of a text to predict")
+
+    @property
+    def condition_vocabulary(self) -> CodeVocabulary:
+        """The ids of codes that are a condition. No extent is larger than the number of codes, so that is how many are announced."""
+        return CodeVocabulary(CodeLayout.from_dict(self.condition_layout), 0, self.max_text_length, 1)
 
     @property
     def vocabulary(self) -> CodeVocabulary:
@@ -181,7 +213,7 @@ class CodePriorConfig(VQConfig):
     @property
     def prefix_length(self) -> int:
         """The position of the token `begin`, however long the condition before it is."""
-        return self.max_text_length if self.condition == "text" else 1
+        return 1 if self.condition in ("class", "none") else self.max_text_length
 
     @property
     def depth_config(self) -> PreTrainedConfig:

@@ -16,10 +16,11 @@ from vqtok.codes import CodeLayout, Codes, check_range
 from vqtok.files import write_json, write_with
 from vqtok.fingerprint import check_fingerprint
 
-from .sequence import pad_conditions
+from .sequence import pad_conditions, pad_features
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+CONDITION = "condition"  # the column of a sample's condition, where that is a sample of another code cache
 
 
 def write_code_cache(
@@ -98,7 +99,7 @@ class CodeDataset(Dataset):
         self.fingerprint: str = self.manifest["fingerprint"]
         self._levels: list[list[np.ndarray]] = [[] for _ in self.layout.levels]
         sizes: list[np.ndarray] = []
-        self.columns: dict[str, list[Any]] = {}
+        self.columns: dict[str, Any] = {}
         for shard in self.manifest["shards"]:
             try:
                 table = parquet.read_table(folder / shard["file"])
@@ -134,6 +135,25 @@ class CodeDataset(Dataset):
         )
         return {"codes": codes, "size": size, **{name: values[index] for name, values in self.columns.items()}}
 
+    def pair(self, conditions: CodeDataset) -> None:
+        """Let each sample have the sample of the same number of `conditions`, as the column "condition".
+
+        Raises:
+            ValueError: another number of samples, or captions that differ: these are not the same things.
+        """
+        if len(conditions) != len(self):
+            raise ValueError(
+                f"there are {len(self)} samples and {len(conditions)} conditions: encode the same data set with both tokenizers"
+            )
+        for name in ("text", "label"):
+            pairs = zip(self.columns.get(name, []), conditions.columns.get(name, []), strict=False)
+            for row, (mine, other) in enumerate(pairs):
+                if mine != other:
+                    raise ValueError(
+                        f"sample {row} has the {name} {mine!r}, its condition {other!r}: encode the same data set in the same order"
+                    )
+        self.columns[CONDITION] = conditions
+
     def groups(self, by_grid: bool = True) -> list[np.ndarray]:
         """Sample numbers grouped by grid, because the samples of a batch must share one; with `by_grid` false, one group."""
         if not by_grid:
@@ -161,12 +181,13 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
 
 
 def prior_collate(
-    condition: Callable[[dict[str, Any]], list[int] | None],
+    condition: Callable[[dict[str, Any]], list[int] | torch.Tensor | None],
 ) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
     """Return a collate function that makes batches for `CodePriorModel.forward` from items of `CodeDataset`.
 
     Args:
-        condition: the condition ids of an item (text tokens or [class]), None for a prior without condition.
+        condition: the condition of an item: ids (of text, a class, codes), features `(L, D)` of a text encoder, or None for a prior
+            without condition.
     """
 
     def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
@@ -175,9 +196,12 @@ def prior_collate(
             "codes": tuple(_stack(level) for level in levels),
             "sizes": torch.tensor([item["size"] for item in items]),
         }
-        ids = [condition(item) for item in items]
-        if any(row is not None for row in ids):
-            batch["condition_ids"], batch["condition_mask"] = pad_conditions([row or [] for row in ids])
+        rows = [condition(item) for item in items]
+        width = next((row.shape[1] for row in rows if isinstance(row, torch.Tensor)), None)
+        if width is not None:
+            batch["condition_features"], batch["condition_mask"] = pad_features(rows, width)
+        elif any(row is not None for row in rows):
+            batch["condition_ids"], batch["condition_mask"] = pad_conditions([row or [] for row in rows])
         return batch
 
     return collate

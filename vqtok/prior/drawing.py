@@ -20,12 +20,13 @@ from .checks import at_least_one, check_codes, check_guidance, condition_rows, s
 from .fast import decoder_for
 from .known import Known, check_fits, known_rows
 from .sampling import CodeScores, SamplingSettings, checked_seed, uniforms
-from .sequence import pad_conditions, unflatten
+from .sequence import unflatten
 from .stepping import Prompt, Stepping, draw_stream
 
 _ENDS = 1 << 20  # the stream of numbers that decide where a time series ends
 
-Condition = Sequence[Sequence[int] | None] | Sequence[int | None] | None
+Rows = list[list[int] | Tensor]
+Condition = Sequence[Sequence[int] | None] | Sequence[int | None] | Sequence[Tensor | None] | Codes | None
 
 
 class CodeDrawingMixin:
@@ -43,6 +44,7 @@ class CodeDrawingMixin:
         top_p: float | None = None,
         seed: int | None = None,
         batch_size: int = 64,
+        guidance_schedule: str | None = None,
         known: Known | Codes | None = None,
     ) -> Codes:
         """Return drawn codes: `num_samples` for the first condition, then for the second, and so on.
@@ -51,7 +53,8 @@ class CodeDrawingMixin:
         halves in one batch with one cache. What is None is read from `generation_config`; see `SamplingSettings` for the order.
 
         Args:
-            condition: a list of lists of text tokens, or of class labels; None, as a whole or as an entry, is the null condition.
+            condition: a list of lists of text tokens, of class labels, or of a text encoder's features `(L, feature_size)`; `Codes` of
+                the condition's code space; None, as a whole or as an entry of a list, is the null condition.
             sizes: `(ndim,)` in pixels, samples or bytes for all, or a list with one per condition; None draws the coarsest grid too,
                 and sizes are then whole multiples of the largest stride. For a time series that ends by itself, the longest it may
                 become (None: `max_grid` coarse frames).
@@ -62,6 +65,8 @@ class CodeDrawingMixin:
             top_p: in (0, 1].
             seed: at least 0; None draws one from torch's global generator.
             batch_size: how many samples are drawn together; changes speed and memory only.
+            guidance_schedule: how the scale grows from 1 to `guidance_scale` over the steps: "constant" (it is the same at all of them),
+                "linear" or "cosine".
             known: codes that are kept, one sample for all or one per condition: a beginning that is continued, an image of which a
                 part is drawn anew, or the coarser levels that a finer stage of a cascade is given. `Codes` are kept wholly, `Known`
                 says which of them. With None as `sizes` media get the size of the known ones.
@@ -74,6 +79,7 @@ class CodeDrawingMixin:
                 known codes that do not fit.
         """
         given = {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+        given["guidance_schedule"] = guidance_schedule
         settings, seed = SamplingSettings.resolve(self.generation_config, **given), checked_seed(seed)
         check_guidance(settings.guidance_scale, self.config)
         num_samples, batch_size = at_least_one(num_samples, "num_samples"), at_least_one(batch_size, "batch_size")
@@ -104,9 +110,7 @@ class CodeDrawingMixin:
                 order += indices
         return Codes.cat(parts)[torch.tensor(order).argsort().tolist()]
 
-    def _draw_grids(
-        self, conditions: list[list[int]], indices: list[int], settings: SamplingSettings, seed: int
-    ) -> Tensor:
+    def _draw_grids(self, conditions: Rows, indices: list[int], settings: SamplingSettings, seed: int) -> Tensor:
         """Extents `(B, A)` of the coarsest grid, for some of the samples: one size token after another."""
         axes = self.vocabulary.layout.ndim
         stream = (self.vocabulary.size_offset, self.vocabulary.max_grid)
@@ -126,7 +130,7 @@ class CodeDrawingMixin:
 
     def _draw_codes(
         self,
-        conditions: list[list[int]],
+        conditions: Rows,
         sizes: list[list[int]],
         indices: list[int],
         settings: SamplingSettings,
@@ -169,12 +173,11 @@ class CodeDrawingMixin:
         levels = (*coarse, *self.vocabulary.merge(levels, config.first_level))
         return Codes(levels, torch.tensor(part), layout, config.fingerprint)
 
-    def _conditions(self, rows: list[list[int]], settings: SamplingSettings) -> Prompt:
+    def _conditions(self, rows: Rows, settings: SamplingSettings) -> Prompt:
         """Conditions as vectors, with the null condition as a second half where there is something to guide away from."""
         null = [self.null_id]
-        guided = settings.guidance_scale != 1 and any(ids != null for ids in rows)
-        ids_BL, mask_BL = pad_conditions([*rows, *([null] * len(rows) if guided else [])])
-        return Prompt(self.get_input_embeddings()(ids_BL.to(self.device)), mask_BL.to(self.device), guided)
+        guided = settings.guidance_scale != 1 and any(isinstance(row, Tensor) or row != null for row in rows)
+        return Prompt(*self._condition_vectors([*rows, *([null] * len(rows) if guided else [])]), guided)
 
     @torch.no_grad()
     def score(self, codes: Codes, condition: Condition = None, batch_size: int = 64) -> CodeScores:
@@ -205,7 +208,7 @@ class CodeDrawingMixin:
                 check_codes(part.levels, part.sizes, self.config)
                 prompt = self._conditions([conditions[i] for i in indices], SamplingSettings())
                 sequence = self._sequence(part.levels, part.sizes, prompt.vectors_BLM, prompt.mask_BL)
-                nats_BP, _ = self._nats_of_windows(sequence, 0, sequence.units)
+                nats_BP, *_ = self._nats_of_windows(sequence, 0, sequence.units)
                 nats_BP = F.pad(nats_BP, (0, len(sequence.table) - nats_BP.shape[1]))
                 rows = torch.tensor(indices, device=self.device)
                 for target, nats, level in zip(maps, unflatten(nats_BP, sequence.table), part.levels[own], strict=True):

@@ -116,6 +116,8 @@ class CodeGenerationMixin(GenerationMixin):
 
     def _check_plain(self) -> None:
         config = self.config
+        if config.condition == "features":
+            raise ValueError("generate and input_ids know ids alone, and this prior reads features: use sample_codes")
         if config.order != "flat" or config.stops or config.first_level or config.window or config.num_levels:
             raise ValueError(
                 "generate and input_ids are for a prior of all levels in the order 'flat', without windows, of media that announce "

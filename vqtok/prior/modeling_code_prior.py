@@ -15,12 +15,12 @@ from transformers import AutoModel
 
 from vqtok.outputs import CodePriorOutput
 
-from .checks import check_codes, check_condition
+from .checks import check_codes
 from .configuration_code_prior import CodePriorConfig
 from .drawing import CodeDrawingMixin
 from .generation import CodeGenerationMixin
-from .network import CodePriorPreTrainedModel, UnitVectors, attention_bias
-from .sequence import OrderTable, Run, Windows, as_slice, flatten, replace_conditions
+from .network import BatchCondition, CodePriorPreTrainedModel, UnitVectors, attention_bias
+from .sequence import OrderTable, Run, Windows, as_slice, flatten
 
 
 class _Sequence(NamedTuple):
@@ -81,6 +81,8 @@ class CodePriorModel(CodePriorPreTrainedModel, CodeDrawingMixin, CodeGenerationM
             self.depth_embed = nn.Embedding(len(self._streams), width)
         if config.stops:
             self.end_head = nn.Linear(width, 1)
+        if config.text_loss_weight:
+            self.text_head = nn.Linear(width, config.text_size, bias=False)
         self._windows = None if config.window is None else Windows(config.window, config.window // 2)
         self.post_init()
 
@@ -98,6 +100,7 @@ class CodePriorModel(CodePriorPreTrainedModel, CodeDrawingMixin, CodeGenerationM
         history_ids: Tensor | None = None,
         use_cache: bool | None = None,
         return_dict: bool | None = None,
+        condition_features: Tensor | None = None,
     ) -> CodePriorOutput:
         """Return the loss of codes, or for `input_ids` the logits that `generate` of transformers reads.
 
@@ -114,9 +117,11 @@ class CodePriorModel(CodePriorPreTrainedModel, CodeDrawingMixin, CodeGenerationM
             history_ids: all ids so far, cached ones included; needed with a filled cache.
             use_cache: whether to return a cache; for `input_ids` only.
             return_dict: ignored, the output is always named.
+            condition_features: float `(B, L, feature_size)` of a text encoder, padded on the left, in place of `condition_ids`.
 
         Returns:
-            `loss` and `nats_per_code`; or `logits` `(B, T, V)`, -inf for every id that cannot follow, and `past_key_values`.
+            `loss`, `nats_per_code` and, with a `text_loss_weight`, `text_loss`;
+            or `logits` `(B, T, V)`, -inf for every id that cannot follow, and `past_key_values`.
 
         Raises:
             ValueError: codes or conditions that do not fit the config, or samples of different grids.
@@ -127,33 +132,43 @@ class CodePriorModel(CodePriorPreTrainedModel, CodeDrawingMixin, CodeGenerationM
             return self._forward_ids(input_ids, attention_mask, past_key_values, history_ids, use_cache)
         check_codes(codes, sizes, self.config)
         batch = len(codes[0])
-        if condition_ids is None:
-            ids_BL = torch.full((batch, 1), self.null_id, device=self.device)
-            mask_BL = torch.ones_like(ids_BL, dtype=torch.bool)
-        else:
-            ids_BL, mask_BL = check_condition(condition_ids.to(self.device), condition_mask, batch, self.config)
-            null_B = ~mask_BL[:, -1]
-            if self.training and self.config.condition_dropout:
-                null_B = null_B | (torch.rand(batch) < self.config.condition_dropout).to(self.device)
-            ids_BL, mask_BL = replace_conditions(ids_BL, mask_BL, null_B, self.null_id)
-        sequence = self._sequence(codes, sizes, self.get_input_embeddings()(ids_BL), mask_BL)
+        condition = self._batch_condition(batch, condition_ids, condition_mask, condition_features)
+        sequence = self._sequence(codes, sizes, condition.vectors_BLM, condition.mask_BL)
         first, last = 0, sequence.units
         if self._windows is not None:
             starts = self._windows.starts(last)
             first = starts[int(torch.randint(len(starts), ()))] if self.training else 0
             last = min(last, first + self._windows.length) if self.training else last
-        nats_BN, more = self._nats_of_windows(sequence, first, last)
+        nats_BN, more, hidden_BLM = self._nats_of_windows(sequence, first, last)
         levels = len(sequence.table.shapes)
         here = slice(*self._positions(sequence.table, first, last))
         level_N, counted_BN = sequence.table.level_P[here], sequence.counted_BP[:, here]
         sums = torch.zeros(levels, device=self.device).index_add(0, level_N, nats_BN.detach().sum(0))
         counts = torch.zeros(levels, device=self.device).index_add(0, level_N, counted_BN.sum(0, dtype=torch.float32))
         loss = (nats_BN.sum() + more.sum()) / (counts.sum() + more.numel())
+        text_loss = None
+        if weight := self.config.text_loss_weight:
+            # Each a mean of its own, 1/8 text and 7/8 codes in DALL-E (Ramesh et al. 2021, section 2.2).
+            text_loss = self._text_loss(hidden_BLM, condition)
+            loss = (1 - weight) * loss + weight * text_loss
         # Of a codebook of several factors the nats add up.
         factors = torch.tensor(
             [s[0] / v.shape[1] for s, v in zip(sequence.table.shapes, codes[self.config.own_levels], strict=True)]
         )
-        return CodePriorOutput(loss=loss, nats_per_code=sums * factors.to(sums) / counts.clamp(min=1))
+        nats_per_code = sums * factors.to(sums) / counts.clamp(min=1)
+        return CodePriorOutput(loss=loss, nats_per_code=nats_per_code, text_loss=text_loss)
+
+    def _text_loss(self, hidden_BLM: Tensor, condition: BatchCondition) -> Tensor:
+        """Mean nats of the tokens of texts, each predicted from the earlier ones of its text; 0 if there are none.
+
+        The first token of a text has nothing before it and is not predicted; padding and null conditions do not count.
+        """
+        told_BL = condition.told_BL
+        counted_BL = told_BL[:, 1:] & told_BL[:, :-1]
+        if condition.ids_BL is None or not bool(counted_BL.any()):
+            return self.text_head(hidden_BLM[:, :1]).float().sum() * 0.0  # every parameter takes part in every step
+        logits_NK = self.text_head(hidden_BLM[:, :-1][counted_BL]).float()
+        return F.cross_entropy(logits_NK, condition.ids_BL[:, 1:][counted_BL])
 
     def _sequence(
         self, codes: Sequence[Tensor], sizes: Tensor | None, condition_BLM: Tensor, mask_BL: Tensor
@@ -188,7 +203,7 @@ class CodePriorModel(CodePriorPreTrainedModel, CodeDrawingMixin, CodeGenerationM
             table, vectors, ids_BP, counted_BP, valid_BP, given_BUM, frames_B, prompt_BTM, mask_BL, prefix_T, units
         )
 
-    def _nats_of_windows(self, sequence: _Sequence, first: int, last: int) -> tuple[Tensor, Tensor]:
+    def _nats_of_windows(self, sequence: _Sequence, first: int, last: int) -> tuple[Tensor, Tensor, Tensor]:
         """As `_nats`, of units [first, last), each in the window that predicts it."""
         if self._windows is None or last - first <= self._windows.length:
             return self._nats(sequence, first, first, last)
@@ -199,16 +214,18 @@ class CodePriorModel(CodePriorPreTrainedModel, CodeDrawingMixin, CodeGenerationM
             done = end
         # The size tokens are predicted in the first window, ends in each.
         more = [part[1] for part in parts]
-        return torch.cat([part[0] for part in parts], 1), more[0] if not self.config.stops else torch.cat(more)
+        nats_BN = torch.cat([part[0] for part in parts], 1)
+        return nats_BN, torch.cat(more) if self.config.stops else more[0], parts[0][2]
 
-    def _nats(self, sequence: _Sequence, start: int, first: int, last: int) -> tuple[Tensor, Tensor]:
+    def _nats(self, sequence: _Sequence, start: int, first: int, last: int) -> tuple[Tensor, Tensor, Tensor]:
         """-ln p, float32, of the codes that units [first, last) predict, `(B, N)`, 0 for padding; and of what else is predicted.
 
         Args:
             start: the first unit that the transformer sees.
 
         Returns:
-            The second is `(B, A)` for the size tokens, or flat for the ends of time series.
+            The second is `(B, A)` for the size tokens, or flat for the ends of time series; the third `(B, L, M)`, the hidden states
+            of the condition.
         """
         table, config = sequence.table, self.config
         own = slice(max(start, int(table.shifted)), last)  # unit 0 of a shifted order is in the prompt
@@ -237,12 +254,12 @@ class CodePriorModel(CodePriorPreTrainedModel, CodeDrawingMixin, CodeGenerationM
         if sequence.valid_BP is not None:
             nats_BN = nats_BN * sequence.valid_BP[:, low:high]
         if config.stops:
-            return nats_BN, self._end_nats(x_BUM, sequence, first, last)
+            return nats_BN, self._end_nats(x_BUM, sequence, first, last), x_BTM[:, :begin]
         if config.first_level or start:  # the sizes are known
             axes = 0
         sizes = (self.vocabulary.size_offset, self.vocabulary.max_grid)
         announced = sequence.prefix_T[1 : 1 + axes].expand(len(x_BTM), -1)
-        return nats_BN, self._stream_nats(x_BTM[:, begin : begin + axes], announced, *sizes)
+        return nats_BN, self._stream_nats(x_BTM[:, begin : begin + axes], announced, *sizes), x_BTM[:, :begin]
 
     def _end_nats(self, x_BUM: Tensor, sequence: _Sequence, first: int, last: int) -> Tensor:
         """-ln p of "there is one more frame", or of "there is none", before each frame of each sample but its first, flat."""

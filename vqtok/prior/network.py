@@ -26,9 +26,10 @@ from transformers import initialization as init
 
 from vqtok.modeling import load_checked
 
+from .checks import check_condition, check_features
 from .conditioner import LevelConditioner
 from .configuration_code_prior import CodePriorConfig
-from .sequence import OrderTable, Shapes, order_table
+from .sequence import OrderTable, Shapes, order_table, pad_conditions, pad_features, replace_conditions
 
 
 class PlaceEmbedding(nn.Module):
@@ -64,6 +65,22 @@ class UnitVectors(NamedTuple):
     unit_UM: Tensor
 
 
+class BatchCondition(NamedTuple):
+    """Conditions of a training batch as the transformer reads them.
+
+    Attributes:
+        vectors_BLM: of the conditions, null ones replaced.
+        mask_BL: false for padding on the left.
+        ids_BL: what the conditions were made of; None for null alone and for features.
+        told_BL: the tokens that the transformer reads; false for padding and for conditions that became null.
+    """
+
+    vectors_BLM: Tensor
+    mask_BL: Tensor
+    ids_BL: Tensor | None
+    told_BL: Tensor
+
+
 class CodePriorPreTrainedModel(PreTrainedModel):
     """The parts, and how they are initialised, saved and loaded."""
 
@@ -89,6 +106,10 @@ class CodePriorPreTrainedModel(PreTrainedModel):
         # Rows for what is predicted, sizes and codes: row 0 belongs to the id `vocabulary.size_offset`.
         self.lm_head = nn.Linear(width, self.vocabulary.size - self.vocabulary.size_offset, bias=False)
         self._streams = {(stream.level, stream.codebook): (stream.offset, stream.size) for stream in streams}
+        if config.condition == "features":
+            # As LlamaGen puts the features of a text encoder before its codes (Sun et al. 2024); encoders differ in scale.
+            self.feature_norm = nn.RMSNorm(config.feature_size)
+            self.feature_proj = nn.Linear(config.feature_size, width)
         if config.first_level:
             self.conditioner = LevelConditioner(width, layout.ndim, config.first_level)
         # What `generate` of transformers reads too: null follows the last code, and top_k 0 keeps all.
@@ -207,6 +228,47 @@ class CodePriorPreTrainedModel(PreTrainedModel):
             return given_BPM
         zeros = given_BPM.new_zeros(len(given_BPM), len(table.step_U), given_BPM.shape[2])
         return zeros.index_add(1, table.unit_P, given_BPM)
+
+    # -- conditions
+
+    def _null_vector(self) -> Tensor:
+        """`(M,)`, the learned vector that stands for no condition."""
+        return self.get_input_embeddings()(torch.tensor(self.null_id, device=self.device))
+
+    def _feature_vectors(self, features_BLD: Tensor) -> Tensor:
+        """Input vectors `(B, L, M)` of what a text encoder says."""
+        return self.feature_proj(self.feature_norm(features_BLD.to(self.device, self.dtype)))
+
+    def _condition_vectors(self, rows: Sequence[list[int] | Tensor]) -> tuple[Tensor, Tensor]:
+        """Input vectors `(B, L, M)` and mask `(B, L)` of the rows that `condition_rows` returns, padded on the left."""
+        if self.config.condition != "features":
+            ids_BL, mask_BL = pad_conditions(rows)
+            return self.get_input_embeddings()(ids_BL.to(self.device)), mask_BL.to(self.device)
+        given = [row if isinstance(row, Tensor) else None for row in rows]
+        features_BLD, mask_BL = (x.to(self.device) for x in pad_features(given, self.config.feature_size))
+        return replace_conditions(self._feature_vectors(features_BLD), mask_BL, ~mask_BL[:, -1], self._null_vector())
+
+    def _batch_condition(
+        self, batch: int, ids: Tensor | None, mask: Tensor | None, features: Tensor | None
+    ) -> BatchCondition:
+        """Conditions of a training batch, checked; in train mode some become null."""
+        null_M = self._null_vector()
+        if ids is None and features is None:
+            mask_BL = torch.ones(batch, 1, dtype=torch.bool, device=self.device)
+            return BatchCondition(null_M.expand(batch, 1, -1), mask_BL, None, ~mask_BL)
+        if ids is not None and features is not None:
+            raise ValueError("give condition_ids or condition_features, not both")
+        if features is None:
+            ids_BL, mask_BL = check_condition(ids.to(self.device), mask, batch, self.config)
+            x_BLM = self.get_input_embeddings()(ids_BL)
+        else:
+            features_BLD, mask_BL = check_features(features.to(self.device), mask, batch, self.config)
+            ids_BL, x_BLM = None, self._feature_vectors(features_BLD)
+        null_B = ~mask_BL[:, -1]
+        if self.training and self.config.condition_dropout:
+            null_B = null_B | (torch.rand(batch) < self.config.condition_dropout).to(self.device)
+        told_BL = mask_BL & ~null_B[:, None]
+        return BatchCondition(*replace_conditions(x_BLM, mask_BL, null_B, null_M), ids_BL, told_BL)
 
     # -- inputs
 

@@ -399,13 +399,22 @@ def pad_conditions(conditions: Sequence[Sequence[int]], pad_id: int = 0) -> tupl
     return ids_BL, torch.arange(longest) >= longest - lengths_B[:, None]
 
 
-def replace_conditions(ids_BL: Tensor, mask_BL: Tensor, dropped_B: Tensor, null_id: int) -> tuple[Tensor, Tensor]:
-    """Return the conditions with those of the rows `dropped_B` replaced by the one token `null_id`, left-padded."""
-    alone_L = torch.arange(ids_BL.shape[1], device=ids_BL.device) == ids_BL.shape[1] - 1
-    return (
-        torch.where(dropped_B[:, None], null_id, ids_BL),
-        torch.where(dropped_B[:, None], alone_L, mask_BL),
-    )
+def pad_features(rows: Sequence[Tensor | None], width: int) -> tuple[Tensor, Tensor]:
+    """Return float32 features `(B, L, width)` and mask `(B, L)` as `pad_conditions` does, of rows `(L, width)` or None."""
+    lengths = [0 if row is None else len(row) for row in rows]
+    longest = max(1, *lengths)
+    features_BLD = torch.zeros(len(rows), longest, width)
+    for row, length, out_LD in zip(rows, lengths, features_BLD, strict=True):
+        if row is not None:
+            out_LD[longest - length :] = row
+    return features_BLD, torch.arange(longest) >= longest - torch.tensor(lengths)[:, None]
+
+
+def replace_conditions(x_BLM: Tensor, mask_BL: Tensor, dropped_B: Tensor, null_M: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the conditions with those of the rows `dropped_B` replaced by the one vector `null_M`, left-padded."""
+    alone_L = torch.arange(mask_BL.shape[1], device=mask_BL.device) == mask_BL.shape[1] - 1
+    x_BLM = torch.where(dropped_B[:, None, None], null_M.to(x_BLM.dtype), x_BLM)
+    return x_BLM, torch.where(dropped_B[:, None], alone_L, mask_BL)
 
 
 def as_slice(positions_N: Tensor, device: torch.device | None) -> slice | Tensor:

@@ -130,6 +130,11 @@ class Stepping:
             )
         return self.ids_BP[:, :-1], self.frames_B
 
+    def _progress(self, step: Step) -> float:
+        """0 at the first step, 1 at the last one, so that schedules end at their full value."""
+        last = len(self.table.steps) - 1
+        return step.number / last if last else 1.0
+
     def _first_free_step(self) -> int:
         """The first step of which something is drawn; steps before it are read in one pass, but only in shifted orders."""
         if self.forced_BP is None or not self.table.shifted:
@@ -181,7 +186,7 @@ class Stepping:
             self._draw_run(hidden_BUM[:, run.units], run, step)
 
     def _draw_run(self, x_BNM: Tensor, run: StepRun, step: Step) -> None:
-        where, progress = run.positions, step.number / max(1, len(self.table.steps) - 1)
+        where, progress = run.positions, self._progress(step)
         stream = self.model._own_stream(run.level, run.codebook)
         drawn_BN = draw_stream(
             self.model, x_BNM, stream, self.numbers_BP[:, where], self.settings, self.prompt.guided, progress
@@ -210,8 +215,7 @@ class Stepping:
         """Decide which samples have no more frames than `step.frame`; whether nothing of any sample is left to draw."""
         logit_B = self.model.end_head(hidden_BUM[:, 0])[:, 0].float()
         if self.prompt.guided:
-            progress = step.number / max(1, len(self.table.steps) - 1)
-            logit_B = guide(*logit_B.chunk(2), self.settings.scale_at(progress))
+            logit_B = guide(*logit_B.chunk(2), self.settings.scale_at(self._progress(step)))
         frame, most = step.frame, self.ends.shape[1] - 1
         # At temperature 0 the likelier of the two.
         number_B = 0.5 if self.settings.temperature == 0 else self.ends[:, min(frame, most)]

@@ -52,21 +52,23 @@ def encode_prompts(
     prompts: Sequence[str],
     max_length: int,
     seen_ids: Iterable[int] | None = None,
+    special_tokens: bool = False,
 ) -> list[list[int]]:
-    """Return the token ids of each prompt, without special tokens; training captions go through the same function.
+    """Return the token ids of each prompt; training captions go through the same function.
 
     Args:
         tokenizer: any text tokenizer of transformers.
         prompts: texts.
         max_length: the most tokens the prior takes.
         seen_ids: tokens that occurred in the training captions; None asks for nothing.
+        special_tokens: whether to add those of the tokenizer; text encoders want them, a prior has its own.
 
     Raises:
         ValueError: a prompt that is empty, too long, or has a word that the captions never had; the nearest known words are named.
     """
     seen = None if seen_ids is None else frozenset(seen_ids)
     texts = [_text(prompt, f"prompt {index}") for index, prompt in enumerate(prompts)]
-    encoded = tokenizer(texts, add_special_tokens=False).input_ids if texts else []
+    encoded = tokenizer(texts, add_special_tokens=special_tokens).input_ids if texts else []
     for index, (text, ids) in enumerate(zip(texts, encoded, strict=True)):
         if seen is not None and not seen.issuperset(ids):
             words = [word for word in text.split() if not seen.issuperset(_ids(tokenizer, word))]

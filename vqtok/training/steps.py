@@ -158,6 +158,8 @@ class PriorStep(OptimizerStep):
     def compute(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         output = self.prepared(**to_device(batch, self.accelerator.device))
         nats = {f"nats_level_{i}": value for i, value in enumerate(output.nats_per_code.detach())}
+        if output.text_loss is not None:
+            nats["text_loss"] = output.text_loss.detach()
         return output.loss, nats
 
 
