@@ -20,6 +20,9 @@ from .modeling_code_prior import CodePriorModel
 from .sampling import CodeScores, checked_seed
 
 
+_CONDITION = ("condition", "text_size", "feature_size", "condition_layout", "condition_fingerprint")
+
+
 class CodeCascade(nn.Module):
     """Priors, coarse to fine, that draw and score as one.
 
@@ -46,11 +49,11 @@ class CodeCascade(nn.Module):
                         f"stage {number} of the cascade has the {name} {getattr(config, name)}, stage 0 {getattr(wanted, name)}: "
                         "train all stages on codes of one tokenizer"
                     )
-            known = (wanted.condition, wanted.text_size)
-            if (config.condition, config.text_size) != known and config.condition != "none":
+            told, first_told = ({name: getattr(each, name) for name in _CONDITION} for each in (config, wanted))
+            if told != first_told and config.condition != "none":
                 raise ValueError(
-                    f"stage {number} of the cascade has the condition {config.condition!r} of {config.text_size} ids, stage 0 "
-                    f"{known[0]!r} of {known[1]}: train it with the same text tokenizer or labels, or without condition"
+                    f"stage {number} of the cascade has the condition {told}, stage 0 {first_told}: train it with the same text tokenizer, "
+                    "encoder or labels, or without condition"
                 )
             if config.first_level != level:
                 raise ValueError(
