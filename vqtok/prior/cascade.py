@@ -19,7 +19,6 @@ from .known import Known
 from .modeling_code_prior import CodePriorModel
 from .sampling import CodeScores, checked_seed
 
-
 _CONDITION = ("condition", "text_size", "feature_size", "condition_layout", "condition_fingerprint")
 
 
