@@ -14,12 +14,13 @@ from transformers import PreTrainedModel
 from vqtok.codes import CodeLayout, check_range
 from vqtok.configuration import VQConfig
 from vqtok.fingerprint import fingerprint
+from vqtok.hub.publish import PublishedModel
 from vqtok.layers import initialise_convolution
 from vqtok.outputs import QuantizerOutput, VQDecoderOutput, VQEncoderOutput, VQModelOutput
 from vqtok.quantizers import Hierarchy, full_precision, mean_losses
 
 
-class VQPreTrainedModel(PreTrainedModel):
+class VQPreTrainedModel(PublishedModel, PreTrainedModel):
     """What every room's model promises.
 
     - *Same codes, same media.* In eval, `forward` decodes the codes of `encode`; `quantized` is the table row itself.

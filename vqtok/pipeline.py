@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -16,7 +18,8 @@ from vqtok.auto import VQTokenizer
 from vqtok.auto.rooms import quiet
 from vqtok.files import write_json
 from vqtok.fingerprint import check_fingerprint
-from vqtok.hub.folders import fetch_folder, replace_files
+from vqtok.hub.folders import HUB_ID, fetch_folder, replace_files
+from vqtok.hub.publish import copy_extras, publish
 from vqtok.prior import CodePriorConfig, CodePriorModel, encode_prompts
 from vqtok.prior.text import from_ranges, to_ranges
 
@@ -81,6 +84,7 @@ class VQPipeline:
             )
         self.prior, self.vq_tokenizer, self.text_tokenizer = prior, vq_tokenizer, text_tokenizer
         self.text_ids_seen = None if text_ids_seen is None else sorted(set(text_ids_seen))
+        self._home: tuple[Path, Any] | None = None  # the folder that holds it, and what it held
 
     # -- from files and to files
 
@@ -95,6 +99,7 @@ class VQPipeline:
         token: str | bool | None = None,
         cache_dir: str | os.PathLike | None = None,
         local_files_only: bool = False,
+        subfolder: str = "",
     ) -> VQPipeline:
         """The pipeline of a folder or of a repository on the Hub, in eval mode. No code and no pickle is ever loaded.
 
@@ -104,13 +109,14 @@ class VQPipeline:
             dtype: of the prior's weights; None means as they were saved. The VQ tokenizer stays float32.
             revision: branch, tag or commit on the Hub.
             token, cache_dir, local_files_only: as everywhere in huggingface_hub.
+            subfolder: where in the folder or repository the pipeline lies.
 
         Raises:
             OSError: no such folder or repository, or a file is missing from it; the sentence says which and what to do.
             ValueError: the parts do not belong together, or their files are damaged.
         """
         hub = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-        folder, _ = fetch_folder(id_or_folder, FILES, revision=revision, **hub)
+        folder, commit = fetch_folder(id_or_folder, FILES, revision=revision, subfolder=subfolder, **hub)
         facts = _read_facts(folder)
         vq_tokenizer = _load_vq_tokenizer(folder, facts, hub)
         check_fingerprint(facts["fingerprint"], vq_tokenizer.fingerprint, f"the VQ tokenizer {facts['vq_tokenizer']}")
@@ -124,7 +130,9 @@ class VQPipeline:
             text_tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         seen = facts.get("text_ids_seen")
         pipeline = cls(prior, vq_tokenizer, text_tokenizer, None if seen is None else from_ranges(seen))
-        return pipeline if device is None else pipeline.to(device)
+        pipeline = pipeline if device is None else pipeline.to(device)
+        pipeline._home = None if commit else (folder, pipeline._stamp())
+        return pipeline
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Write everything into one folder; other files in it (checkpoints, samples) stay.
@@ -147,7 +155,38 @@ class VQPipeline:
             }
             if self.text_ids_seen is not None:
                 facts["text_ids_seen"] = to_ranges(self.text_ids_seen)
+            if self.vq_tokenizer.source is not None:
+                facts["vq_tokenizer_source"] = self.vq_tokenizer.source
             write_json(staging / PIPELINE_FILE, facts)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload everything in one commit, with a card, and return the commit's address (see `VQTokenizer.push_to_hub`).
+
+        Args:
+            repo_id: "owner/name", or "name" of one's own.
+            options: `private`, `token`, `revision`, `commit_message`, `create_pr`, `license` of `vqtok.hub.publish.publish`.
+
+        Raises:
+            OSError: the Hub refuses or cannot be reached.
+            ValueError: something may not be published; it is named.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            if self._home is not None and self._home[1] == self._stamp():
+                copy_extras(self._home[0], Path(folder))
+            return publish(Path(folder), repo_id, self._card_facts(), **options)
+
+    def _card_facts(self) -> dict[str, Any]:
+        own = {"kind": "pipeline", "condition": self.prior.config.condition, "class": type(self.prior).__name__}
+        own |= {"parameters": sum(parameter.numel() for parameter in self.prior.parameters())}
+        if self.text_tokenizer is not None:
+            own["prompt"] = _known_prompt(self.text_tokenizer, self.text_ids_seen)
+        return {**self.vq_tokenizer.card_facts(), **own, "base_model": self.vq_tokenizer.source}
+
+    def _stamp(self) -> Any:
+        """Changes when a weight of the prior is written to."""
+        weights = [(str(value.dtype), value._version) for value in self.prior.state_dict(keep_vars=True).values()]
+        return weights, self.vq_tokenizer.fingerprint
 
     # -- media
 
@@ -223,6 +262,16 @@ class VQPipeline:
         return "\n".join(lines)
 
 
+def _known_prompt(text_tokenizer: PreTrainedTokenizerBase, seen: Sequence[int] | None) -> str:
+    """A prompt that the pipeline takes, for an example: the longest word that is one token of the captions."""
+    words = sorted((str(text_tokenizer.decode([i])).strip() for i in seen or ()), key=lambda word: (-len(word), word))
+    for word in (word for word in words if word.isalpha()):
+        with suppress(ValueError):
+            encode_prompts(text_tokenizer, [word], 8, seen)
+            return word
+    return "a picture"
+
+
 def _read_facts(folder: Path) -> dict[str, Any]:
     path = folder / PIPELINE_FILE
     if not path.is_file():
@@ -234,7 +283,10 @@ def _read_facts(folder: Path) -> dict[str, Any]:
         version, stages, name = facts["format"], facts["stages"], facts["vq_tokenizer"]
         seen, fingerprint = facts.get("text_ids_seen") or [], facts["fingerprint"]
         pairs = all(len(pair) == 2 and 0 <= pair[0] <= pair[1] < 1 << 22 for pair in seen)
-        named = isinstance(name, str) or (isinstance(name, dict) and set(name) == {"repo", "revision"})
+        pairs = pairs and sum(last - first + 1 for first, last in seen) <= 1 << 22
+        named = isinstance(name, str) or _is_source(name, {"repo", "revision"})
+        source = facts.get("vq_tokenizer_source")
+        named = named and (source is None or _is_source(source, {"repo", "revision", "fingerprint"}))
         if not isinstance(version, int) or not named or not pairs or not isinstance(fingerprint, str | None):
             raise ValueError("a field has the wrong form")
     except (ValueError, KeyError, TypeError) as error:
@@ -246,16 +298,24 @@ def _read_facts(folder: Path) -> dict[str, Any]:
     return facts
 
 
+def _is_source(value: Any, keys: set[str]) -> bool:
+    """Whether it names a repository on the Hub, and nothing on this machine."""
+    strings = isinstance(value, dict) and set(value) == keys and all(isinstance(each, str) for each in value.values())
+    return strings and HUB_ID.fullmatch(value["repo"]) is not None and not Path(value["repo"]).exists()
+
+
 def _load_vq_tokenizer(folder: Path, facts: dict[str, Any], hub: dict[str, Any]) -> VQTokenizer:
     name = facts["vq_tokenizer"]
     if isinstance(name, dict):
-        return VQTokenizer.from_pretrained(str(name["repo"]), revision=name["revision"], **hub)
+        return VQTokenizer.from_pretrained(name["repo"], revision=name["revision"], **hub)
     parts = PurePosixPath(name).parts
     if not parts or ".." in parts or PurePosixPath(name).is_absolute() or "\\" in name or ":" in name:
         raise ValueError(f"{folder / PIPELINE_FILE}: vq_tokenizer must be a folder inside the pipeline, got {name!r}")
     if not (folder / name).is_dir():
         raise FileNotFoundError(f"{folder} has no folder {name!r} with the VQ tokenizer: save the pipeline again")
-    return VQTokenizer.from_pretrained(folder / name)
+    vq_tokenizer = VQTokenizer.from_pretrained(folder / name)
+    vq_tokenizer.comes_from(facts.get("vq_tokenizer_source"))
+    return vq_tokenizer
 
 
 def _load_prior(folder: Path, dtype: torch.dtype | str | None) -> CodePriorModel:
