@@ -93,7 +93,7 @@ def config_with(**fields):
     [
         (lambda f: (f / "config.json").unlink(), "has no config.json"),
         (lambda f: (f / "preprocessor_config.json").unlink(), "has no preprocessor_config.json"),
-        (lambda f: (f / "model.safetensors").unlink(), "has no model.safetensors: save the tokenizer again"),
+        (lambda f: (f / "model.safetensors").unlink(), "has no model.safetensors: save it again"),
         (
             lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
             r"only pytorch_model\.bin, a pickle, which vqtok never loads",

@@ -20,6 +20,7 @@ from vqtok.files import write_json
 from vqtok.fingerprint import check_fingerprint
 from vqtok.hub.folders import HUB_ID, fetch_folder, replace_files
 from vqtok.hub.publish import copy_extras, publish
+from vqtok.hub.weights import require_safetensors
 from vqtok.prior import CodePriorConfig, CodePriorModel, encode_prompts
 from vqtok.prior.text import from_ranges, to_ranges
 
@@ -321,12 +322,7 @@ def _load_vq_tokenizer(folder: Path, facts: dict[str, Any], hub: dict[str, Any])
 def _load_prior(folder: Path, dtype: torch.dtype | str | None) -> CodePriorModel:
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} has no config.json: save the pipeline again with save_pretrained")
-    if not any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
-        pickles = sorted(path.name for path in folder.glob("*") if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
-        found = f" (only {pickles[0]}, a pickle, which vqtok never loads)" if pickles else ""
-        raise FileNotFoundError(
-            f"{folder} has no model.safetensors{found}: save the pipeline again with save_pretrained"
-        )
+    require_safetensors(folder)
     try:
         config = CodePriorConfig.from_pretrained(folder)
     except (StrictDataclassError, ValueError) as error:

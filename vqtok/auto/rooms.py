@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedCo
 from transformers.utils import logging as transformers_logging
 
 from vqtok.codes import CodeLayout
+from vqtok.hub.weights import require_safetensors
 from vqtok.image.configuration_image_vq import ImageVQConfig
 from vqtok.image.image_processing_image_vq import ImageVQImageProcessor
 from vqtok.image.modeling_image_vq import ImageVQModel
@@ -116,12 +117,7 @@ def load_model(folder: Path, room: Room, config: Any, dtype: Any) -> VQPreTraine
         FileNotFoundError: there are none.
         ValueError: they are damaged or do not fit the config.
     """
-    if not any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
-        pickles = sorted(path.name for path in folder.glob("*") if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
-        found = f" (only {pickles[0]}, a pickle, which vqtok never loads)" if pickles else ""
-        raise FileNotFoundError(
-            f"{folder} has no model.safetensors{found}: save the tokenizer again with save_pretrained"
-        )
+    require_safetensors(folder)
     with quiet():
         return room.model.from_pretrained(folder, config=config, dtype=dtype)
 
