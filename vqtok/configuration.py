@@ -46,9 +46,29 @@ class VQConfig(PreTrainedConfig):
     def check_ranges(self) -> None:
         """Refuse impossible values, as a ValueError of one sentence; runs after the types were checked."""
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As transformers does, for what came out of a file: one that names code on the Hub is refused."""
+        _refuse_code(config_dict, cls.__name__)
+        return super().from_dict(config_dict, **kwargs)
+
     def __setattr__(self, key: str, value: Any) -> None:
         # JSON turns lists of numbers into lists; a tuple given by a caller must not make an unequal config.
         super().__setattr__(key, _with_lists(value))
+
+
+def _refuse_code(value: Any, where: str, key: str = "", depth: int = 0) -> None:
+    """Kernels of attention and of experts can be named by repository, and would be downloaded and run."""
+    if depth > 16:
+        raise ValueError(f"{where} is nested more than 16 deep: no config of vqtok is")
+    if isinstance(value, str) and ("implementation" in key or "kernel" in key) and not value.replace("_", "").isalnum():
+        raise ValueError(f"{where}.{key} {value!r} names code outside transformers, which vqtok never loads: remove it")
+    named = (
+        value.items() if isinstance(value, dict) else [(key, each) for each in value] if isinstance(value, list) else ()
+    )
+    for name, each in named:
+        inherited = key if "implementation" in key else str(name)  # {"attn_implementation": {"backbone_config": ...}}
+        _refuse_code(each, where, inherited, depth + 1)
 
 
 def _with_lists(value: Any) -> Any:

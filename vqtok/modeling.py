@@ -273,7 +273,9 @@ def load_checked(from_pretrained: Callable[..., Any], source: Any, *args: Any, *
             require_safetensors(source)
             model_class: Any = getattr(from_pretrained, "__self__", None)
             config = kwargs.get("config")
-            config = config if isinstance(config, PreTrainedConfig) else model_class.config_class.from_pretrained(source)
+            config = (
+                config if isinstance(config, PreTrainedConfig) else model_class.config_class.from_pretrained(source)
+            )
             _check_shapes(model_class, config, weight_shapes(source), source)
         # Mismatches are not ignored, they are collected: transformers' own error does not name them.
         ours = {"output_loading_info": True, "use_safetensors": True, "ignore_mismatched_sizes": True}
@@ -282,7 +284,9 @@ def load_checked(from_pretrained: Callable[..., Any], source: Any, *args: Any, *
         raise ValueError(
             f"{source}: the weights file is truncated or damaged ({error}): save or download it again"
         ) from error
-    _refuse(source, {key: sorted(map(str, info[key])) for key in ("missing_keys", "mismatched_keys", "unexpected_keys")})
+    _refuse(
+        source, {key: sorted(map(str, info[key])) for key in ("missing_keys", "mismatched_keys", "unexpected_keys")}
+    )
     model.config.name_or_path = str(name)
     return (model, info) if wants_info else model
 
@@ -314,9 +318,7 @@ def _check_shapes(model_class: Any, config: Any, held: dict[str, tuple[int, ...]
             f"{source}: the weights do not fit the config: {layers} layers, and the file holds {len(held)} tensors"
         )
     needed, wanted = count_on_meta(model_class, config)
-    wrong = [
-        f"{key} {held[key]} instead of {shape}" for key, shape in wanted.items() if held.get(key, shape) != shape
-    ]
+    wrong = [f"{key} {held[key]} instead of {shape}" for key, shape in wanted.items() if held.get(key, shape) != shape]
     missing, unknown = sorted(wanted.keys() - held.keys()), sorted(held.keys() - wanted.keys())
     if wrong or needed > sum(math.prod(shape) for shape in held.values()):
         _refuse(source, {"missing_keys": missing, "mismatched_keys": wrong, "unexpected_keys": unknown})

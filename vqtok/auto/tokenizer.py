@@ -244,6 +244,7 @@ class VQTokenizer:
         batch_size: int | None = None,
         num_codebooks: int | None = None,
         num_levels: int | None = None,
+        max_pixels: int | None = None,
     ) -> Codes:
         """The codes of media, in their order, on the CPU. The model's state and mode do not matter and do not change.
 
@@ -255,6 +256,7 @@ class VQTokenizer:
             batch_size: items at once; None means up to 64, fewer of large ones.
             num_codebooks: keep this residual depth of each level.
             num_levels: keep this many levels, the coarsest.
+            max_pixels: of a picture; None means the processor's bound, which guards against files that would fill the memory.
 
         Returns:
             Codes with levels int64 `(B, Q, *grid)`, sizes and the fingerprint.
@@ -266,11 +268,17 @@ class VQTokenizer:
             raise ValueError(
                 f"sampling_rate={sampling_rate} is for audio, this tokenizer is for {self._room.modality}s: leave it out"
             )
-        self._check_counts(batch_size=batch_size, num_codebooks=num_codebooks, num_levels=num_levels)
+        if max_pixels is not None and self._room.modality != "image":
+            raise ValueError(
+                f"max_pixels={max_pixels} is for images, this tokenizer is for {self._room.modality}: leave it out"
+            )
+        counts = {"num_codebooks": num_codebooks, "num_levels": num_levels, "max_pixels": max_pixels}
+        self._check_counts(batch_size=batch_size, **counts)
+        bounds = {} if max_pixels is None else {"max_pixels": max_pixels}
         parts: list[Codes] = []
         order: list[int] = []
         with evaluating(self.model):
-            for places, batch, sizes in group_by_shape(self._prepared(media), batch_size, self.layout.ndim):
+            for places, batch, sizes in group_by_shape(self._prepared(media, bounds), batch_size, self.layout.ndim):
                 levels = self.model.encode(batch.to(self.model.device)).codes
                 parts.append(Codes(tuple(c.cpu() for c in levels), torch.tensor(sizes), self.layout, self.fingerprint))
                 order += places
@@ -383,14 +391,14 @@ class VQTokenizer:
 
     # -- helpers
 
-    def _prepared(self, media: Any) -> Iterator[tuple[Tensor, tuple[int, ...]]]:
+    def _prepared(self, media: Any, bounds: dict[str, int]) -> Iterator[tuple[Tensor, tuple[int, ...]]]:
         single = isinstance(media, (str, os.PathLike, np.ndarray, Tensor, dict)) or not isinstance(media, Iterable)
         if single:
-            yield self.processor.prepare(media)
+            yield self.processor.prepare(media, **bounds)
             return
         for index, item in enumerate(media):
             try:
-                yield self.processor.prepare(item)
+                yield self.processor.prepare(item, **bounds)
             except (ValueError, TypeError) as error:
                 kind = TypeError if isinstance(error, TypeError) else ValueError
                 raise kind(f"item {index}: {error}") from error
