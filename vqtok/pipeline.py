@@ -175,9 +175,9 @@ class VQPipeline:
             self.save_pretrained(folder)
             if self._home is not None and self._home[1] == self._stamp():
                 copy_extras(self._home[0], Path(folder))
-            return publish(Path(folder), repo_id, self._card_facts(), **options)
+            return publish(Path(folder), repo_id, self.card_facts(), **options)
 
-    def _card_facts(self) -> dict[str, Any]:
+    def card_facts(self) -> dict[str, Any]:
         own = {"kind": "pipeline", "condition": self.prior.config.condition, "class": type(self.prior).__name__}
         own |= {"parameters": sum(parameter.numel() for parameter in self.prior.parameters())}
         if self.text_tokenizer is not None:

@@ -200,7 +200,7 @@ def _snippet(name: str, facts: Mapping[str, Any]) -> list[str]:
             "",
             f'model = AutoModel.from_pretrained("{name}")',
         ]
-    return ["```", "pip install vqtok", "```", "", "```python", *lines, "```", ""]
+    return ["```python", *lines, "```", ""]
 
 
 def _samples(paths: Sequence[str]) -> list[str]:
