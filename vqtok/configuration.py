@@ -35,7 +35,8 @@ class VQConfig(PreTrainedConfig):
             if key not in allowed and not key.startswith("_"):
                 near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
                 raise ValueError(f"{type(self).__name__} has no field {key!r}. Did you mean {near[0]!r}?")
-        kwargs.pop("auto_map", None)
+        for name in ("auto_map", "use_return_dict"):  # code is not loaded, and a property cannot be set
+            kwargs.pop(name, None)
         super().__post_init__(**kwargs)
         if self.vqtok_format > FORMAT:
             raise ValueError(
@@ -50,7 +51,15 @@ class VQConfig(PreTrainedConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As transformers does, for what came out of a file: one that names code on the Hub is refused."""
         _refuse_code(config_dict, cls.__name__)
-        return super().from_dict(config_dict, **kwargs)
+        try:
+            return super().from_dict(config_dict, **kwargs)
+        except (
+            TypeError,
+            LookupError,
+            AttributeError,
+        ) as error:  # of fields of the base class, whose types nobody checks
+            reason = f"{type(error).__name__}: {error}"
+            raise ValueError(f"{cls.__name__}: a field of the base class makes no sense ({reason})") from error
 
     def __setattr__(self, key: str, value: Any) -> None:
         # JSON turns lists of numbers into lists; a tuple given by a caller must not make an unequal config.
@@ -67,7 +76,8 @@ def _refuse_code(value: Any, where: str, key: str = "", depth: int = 0) -> None:
         value.items() if isinstance(value, dict) else [(key, each) for each in value] if isinstance(value, list) else ()
     )
     for name, each in named:
-        inherited = key if "implementation" in key else str(name)  # {"attn_implementation": {"backbone_config": ...}}
+        is_inside = "implementation" in key or "kernel" in key  # {"attn_implementation": {"backbone_config": ...}}
+        inherited = key if is_inside else str(name)
         _refuse_code(each, where, inherited, depth + 1)
 
 

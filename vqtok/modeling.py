@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel, initialization
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, initialization
 
 from vqtok.codes import CodeLayout, check_range
 from vqtok.configuration import VQConfig
+from vqtok.files import read_json
 from vqtok.fingerprint import fingerprint
 from vqtok.hub.folders import fetch_folder
 from vqtok.hub.publish import PublishedModel
@@ -277,6 +279,7 @@ def load_checked(from_pretrained: Callable[..., Any], source: Any, *args: Any, *
                 config if isinstance(config, PreTrainedConfig) else model_class.config_class.from_pretrained(source)
             )
             _check_shapes(model_class, config, weight_shapes(source), source)
+            _check_generation_config(source)
         # Mismatches are not ignored, they are collected: transformers' own error does not name them.
         ours = {"output_loading_info": True, "use_safetensors": True, "ignore_mismatched_sizes": True}
         model, info = from_pretrained(source, *args, **{**kwargs, **ours})
@@ -322,6 +325,17 @@ def _check_shapes(model_class: Any, config: Any, held: dict[str, tuple[int, ...]
     missing, unknown = sorted(wanted.keys() - held.keys()), sorted(held.keys() - wanted.keys())
     if wrong or needed > sum(math.prod(shape) for shape in held.values()):
         _refuse(source, {"missing_keys": missing, "mismatched_keys": wrong, "unexpected_keys": unknown})
+
+
+def _check_generation_config(folder: Path) -> None:
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return
+    read_json(path)
+    try:
+        GenerationConfig.from_pretrained(folder)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path} makes no sense ({error}): save it again") from error
 
 
 def _refuse(source: Any, problems: dict[str, list[str]]) -> None:
