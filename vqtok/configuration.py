@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 from typing import Any
 
+import torch
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
@@ -38,6 +39,11 @@ class VQConfig(PreTrainedConfig):
         for name in ("auto_map", "use_return_dict"):  # code is not loaded, and a property cannot be set
             kwargs.pop(name, None)
         super().__post_init__(**kwargs)
+        dtype = getattr(torch, self.dtype, None) if isinstance(self.dtype, str) else self.dtype
+        if not (dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point)):
+            raise ValueError(
+                f"{type(self).__name__}.dtype must name a float of torch, such as 'float32', got {self.dtype!r}"
+            )
         if self.vqtok_format > FORMAT:
             raise ValueError(
                 f"this folder has vqtok_format {self.vqtok_format}, this vqtok knows {FORMAT}: upgrade with pip install -U vqtok"

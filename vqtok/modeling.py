@@ -334,7 +334,7 @@ def _check_generation_config(folder: Path) -> None:
     read_json(path)
     try:
         GenerationConfig.from_pretrained(folder)
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, LookupError) as error:
         raise ValueError(f"{path} makes no sense ({error}): save it again") from error
 
 

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
 from tests.hub.loopback import MINE, OTHERS
 from tests.test_pipeline import CAPTIONS, make_prior
-from tests.tiny import assert_same_codes, make_tokenizer, picture
+from tests.tiny import assert_same_codes, make_tokenizer, needs_auto_image_processor, picture
 from vqtok import VQPipeline, VQTokenizer, cli
 from vqtok.prior import encode_prompts, train_text_tokenizer
 from vqtok.prior.text import seen_token_ids
@@ -377,6 +377,7 @@ def test_a_subfolder(hub, tmp_path):
         VQTokenizer.from_pretrained("me/several", subfolder="nowhere")
 
 
+@needs_auto_image_processor
 def test_auto_classes_load_from_the_hub(hub, home):
     VQTokenizer.from_pretrained(home).push_to_hub("me/vq", token=MINE)
     tokenizer = VQTokenizer.from_pretrained("me/vq")
