@@ -202,19 +202,20 @@ def test_a_pipeline_is_one_commit_and_draws_the_same(hub, tmp_path, words):
     assert header(card_of(hub, "me/again"))["base_model"] == "me/vq"
 
 
-def test_a_model_alone(hub):
-    model = make_tokenizer().model
+@pytest.mark.parametrize("kind", ["vqtok_image", "vqtok_prior"])
+def test_a_model_alone(hub, kind):
+    tokenizer = make_tokenizer()
+    model = tokenizer.model if kind == "vqtok_image" else make_prior(tokenizer)
     model.push_to_hub("me/bare", token=MINE)
     files = hub.repos["me/bare"].files()
-    assert sorted(files) == [".gitattributes", "README.md", "config.json", "model.safetensors"]
+    assert set(files) - {"generation_config.json"} == {".gitattributes", "README.md", "config.json", "model.safetensors"}
     card = card_of(hub, "me/bare")
     assert header(card)["library_name"] == "vqtok" and "pipeline_tag" not in header(card)
     names = {}
     exec(compile(re.findall(r"```python\n(.*?)```", card, re.S)[0], "the card", "exec"), names)
-    assert all(
-        torch.equal(a, b)
-        for a, b in zip(names["model"].state_dict().values(), model.state_dict().values(), strict=True)
-    )
+    assert names["model"].config.model_type == kind
+    for one, other in zip(names["model"].state_dict().values(), model.state_dict().values(), strict=True):
+        assert torch.equal(one, other)
 
 
 # -- the command

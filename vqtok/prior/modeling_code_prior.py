@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from transformers import AutoModel, GenerationConfig, PreTrainedModel
 from transformers import initialization as init
 
+from vqtok.hub.publish import PublishedModel
 from vqtok.modeling import load_checked
 from vqtok.outputs import CodePriorOutput
 
@@ -49,7 +50,7 @@ class PlaceEmbedding(nn.Module):
         return x_PM
 
 
-class CodePriorModel(PreTrainedModel, CodeDrawingMixin, CodeGenerationMixin):
+class CodePriorModel(PublishedModel, PreTrainedModel, CodeDrawingMixin, CodeGenerationMixin):
     """A prior over codes: trains on them (`forward`), draws them (`sample_codes`), tells how likely they are (`score`).
 
     Example:
