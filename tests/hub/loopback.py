@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -91,6 +92,9 @@ class LoopbackHub:
         self.large: dict[str, bytes] = {}
         self.seen: list[Seen] = []
         self.failures: list[Failure] = []
+        self.meanwhile: tuple[str, Callable[[], object]] | None = (
+            None  # done once, before a path that matches is answered
+        )
 
     def fail(self, method: str, path: str, status: int | str, times: int = 1 << 30) -> None:
         self.failures.append(Failure(method, path, status, times))
@@ -124,6 +128,9 @@ class _Handler(BaseHTTPRequestHandler):
         hub.seen.append(Seen(self.command, self.path_only, self.headers["Host"], self.token))
         if len(hub.seen) > MOST_REQUESTS:
             return self._answer(508, {"error": "too many requests for one test"})
+        if hub.meanwhile and re.search(hub.meanwhile[0], self.path_only):
+            do, hub.meanwhile = hub.meanwhile[1], None
+            do()
         for failure in hub.failures:
             if failure.times and failure.method == self.command and re.search(failure.path, self.path_only):
                 failure.times -= 1

@@ -47,6 +47,7 @@ BAD = [
     (write("metrics.json", '{"a": "on /scratch/anna"}'), "a path of a machine '/scratch/anna'"),
     (write("samples/a.png", b"\x89PNG tEXt /tmp/run/a.png"), "samples/a.png, line 1, holds a path of a machine"),
     (write("metrics.json", json.dumps({"a": TOKEN[:3] + "-" + TOKEN})), "holds the token that you push with"),
+    (write("README.md", "it lies in /home/anna/x"), "README.md, line 1, holds a path of a home folder"),
     (metadata, "a.safetensors, line 1, holds a path of a home folder"),
     (lambda f: (f / "link.json").symlink_to("/etc/hostname"), "link.json is a link"),
 ]
@@ -64,7 +65,7 @@ def test_what_may_not_be_published_is_named_before_anything_is_sent(hub, tmp_pat
 def test_what_is_fine_is_fine(tmp_path):
     make_tokenizer().save_pretrained(tmp_path)
     for name, text in {
-        "README.md": "see https://huggingface.co/data/x, a/work/b and docs/tmp/x; and/or /",
+        "README.md": "mount it at /data/x; see https://huggingface.co/data/x, a/work/b and docs/tmp/x; and/or /",
         "tokenizer.json": '{"vocab": {"/home/anna": 1}}',
         ".gitattributes": "x",
         "LICENSE": "MIT",

@@ -202,13 +202,31 @@ def test_a_pipeline_is_one_commit_and_draws_the_same(hub, tmp_path, words):
     assert header(card_of(hub, "me/again"))["base_model"] == "me/vq"
 
 
+def test_figures_of_another_prior_are_not_pushed(hub, tmp_path):
+    vq_tokenizer = make_tokenizer()
+    vq_tokenizer.save_pretrained(tmp_path / "vq")
+    VQPipeline(make_prior(vq_tokenizer), vq_tokenizer).save_pretrained(tmp_path)
+    (tmp_path / "metrics.json").write_text("{}")
+    pipe = VQPipeline.from_pretrained(tmp_path)
+    pipe.push_to_hub("me/same", token=MINE)
+    with torch.no_grad():
+        pipe.prior.lm_head.weight.add_(1)
+    pipe.push_to_hub("me/changed", token=MINE)
+    assert "metrics.json" in hub.repos["me/same"].files() and "metrics.json" not in hub.repos["me/changed"].files()
+
+
 @pytest.mark.parametrize("kind", ["vqtok_image", "vqtok_prior"])
 def test_a_model_alone(hub, kind):
     tokenizer = make_tokenizer()
     model = tokenizer.model if kind == "vqtok_image" else make_prior(tokenizer)
     model.push_to_hub("me/bare", token=MINE)
     files = hub.repos["me/bare"].files()
-    assert set(files) - {"generation_config.json"} == {".gitattributes", "README.md", "config.json", "model.safetensors"}
+    assert set(files) - {"generation_config.json"} == {
+        ".gitattributes",
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    }
     card = card_of(hub, "me/bare")
     assert header(card)["library_name"] == "vqtok" and "pipeline_tag" not in header(card)
     names = {}
@@ -313,6 +331,17 @@ def test_a_failed_push_leaves_nothing_half_written(hub, home, method, path, stat
     hub.failures.clear()
     tokenizer.push_to_hub("me/vq", token=MINE)
     assert len(repo.messages) == 2 and VQTokenizer.from_pretrained("me/vq").verify()
+
+
+def test_what_somebody_else_pushed_meanwhile_is_not_overwritten(hub, home):
+    repo = hub.add("me/vq", {".gitattributes": b""})
+    hub.meanwhile = ("/preupload/", lambda: repo.commit("main", {"README.md": b"theirs"}, "somebody else"))
+    tokenizer = VQTokenizer.from_pretrained(home)
+    with pytest.raises(OSError, match="somebody else has pushed in the meantime: push again"):
+        tokenizer.push_to_hub("me/vq", token=MINE)
+    assert repo.files() == {"README.md": b"theirs"}
+    tokenizer.push_to_hub("me/vq", token=MINE)
+    assert card_of(hub).endswith("theirs\n"), "and their words are kept"
 
 
 def test_an_upload_that_is_cut_once_is_finished(hub, home):

@@ -81,13 +81,13 @@ def publish(
     api = HfApi(token=token)
     with _explained(repo_id), tempfile.TemporaryDirectory() as scratch:
         name = repo_id if create_pr else api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        if revision is not None and not create_pr and not revision.startswith("refs/"):
-            api.create_branch(name, branch=revision, exist_ok=True)
-        there = api.repo_info(name, revision=revision)
-        if private and there.private is False:
+        if private and api.repo_info(name).private is False:
             raise ValueError(
                 f"{name} exists already and is public: make it private on the Hub first, or choose another name"
             )
+        if revision is not None and not create_pr and not revision.startswith("refs/"):
+            api.create_branch(name, branch=revision, exist_ok=True)
+        there = api.repo_info(name, revision=revision)
         files = {file.rfilename for file in there.siblings or []}
         remote = None
         if "README.md" in files:
