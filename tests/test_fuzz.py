@@ -251,6 +251,8 @@ def test_columns_of_shards(tmp_path, examples):
     @budget(4 * examples)
     @given(changes=st.dictionaries(st.sampled_from([*good, "text", "level_9"]), COLUMNS | st.none(), max_size=3))
     @example(changes={})
+    @example(changes={"level_1": arrow.array([[1] * 7, [2] * 8])})
+    @example(changes={"level_1": arrow.array([[1] * 4, [2] * 8])})
     @example(changes={"size_0": arrow.array([1 << 31, 8]), "size_1": arrow.array([1 << 31, 8])})
     def run(changes):
         columns = {name: column for name, column in {**good, **changes}.items() if column is not None}

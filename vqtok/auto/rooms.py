@@ -110,9 +110,8 @@ def load_processor(folder: Path, room: Room) -> Any:
         processor = room.processor.from_pretrained(folder)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from error
-    if (
-        bound := fields.get("max_pixels", 0)
-    ) > MAX_PIXELS:  # who wrote the file must not decide what this machine can bear
+    bound = fields.get("max_pixels", 0)
+    if bound > MAX_PIXELS:  # who wrote the file must not decide what this machine can bear
         raise ValueError(
             f"{path}: max_pixels {bound:,} is more than {MAX_PIXELS:,}, and a file cannot raise this bound: remove it, and give "
             "max_pixels to encode where it is needed"
