@@ -220,6 +220,23 @@ def test_nor_for_a_large_prior(pipeline, fields, load, loader_is_not_reached, mo
         load.from_pretrained(pipeline)
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"hidden_act": "vector"},
+        {"rope_parameters": {"rope_type": "x", "rope_theta": 1.0}},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": None}},
+        {"num_key_value_heads": -2},
+    ],
+    ids=str,
+)
+def test_values_that_only_the_backbone_understands_are_refused(pipeline, fields):
+    backbone = json.loads((pipeline / "config.json").read_text())["backbone_config"]
+    edit(pipeline / "config.json", backbone_config={**backbone, **fields})
+    with pytest.raises(ValueError, match="no CodePriorModel can be built from this config"):
+        VQPipeline.from_pretrained(pipeline)
+
+
 def make_loaded(folder):
     """The tokenizer of a folder without transformers' loader, which the test above has closed."""
     tokenizer = make_tokenizer()

@@ -298,10 +298,16 @@ def count_on_meta(model_class: Any, config: Any) -> tuple[int, dict[str, tuple[i
     """How many numbers a model of `config` stores, and the shape of each tensor by name. Nothing is allocated.
 
     Raises:
-        ValueError: more than `MAX_NUMBERS`.
+        ValueError: more than `MAX_NUMBERS`, or no model can be built from the config.
     """
-    with initialization.no_init_weights(), initialization.meta_device_safe_creation_ops(), torch.device("meta"):
-        state = model_class(config).state_dict(keep_vars=True)
+    try:
+        with initialization.no_init_weights(), initialization.meta_device_safe_creation_ops(), torch.device("meta"):
+            state = model_class(config).state_dict(keep_vars=True)
+    except (ValueError, ImportError):
+        raise
+    except Exception as error:  # backbones of transformers raise whatever wrong values lead to
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        raise ValueError(f"no {model_class.__name__} can be built from this config ({reason}): mend it") from error
     total = sum(value.numel() for value in {id(value): value for value in state.values()}.values())
     if total > MAX_NUMBERS:
         raise ValueError(
