@@ -59,11 +59,8 @@ class VQConfig(PreTrainedConfig):
         _refuse_code(config_dict, cls.__name__)
         try:
             return super().from_dict(config_dict, **kwargs)
-        except (
-            TypeError,
-            LookupError,
-            AttributeError,
-        ) as error:  # of fields of the base class, whose types nobody checks
+        except (TypeError, LookupError, AttributeError) as error:
+            # Of fields of the base class, whose types nobody checks.
             reason = f"{type(error).__name__}: {error}"
             raise ValueError(f"{cls.__name__}: a field of the base class makes no sense ({reason})") from error
 

@@ -24,7 +24,7 @@ from vqtok.layers import initialise_convolution
 from vqtok.outputs import QuantizerOutput, VQDecoderOutput, VQEncoderOutput, VQModelOutput
 from vqtok.quantizers import Hierarchy, full_precision, mean_losses
 
-# Of one model: 32 GiB in fp32, far beyond any tokenizer or prior that was ever published.
+# Of a tokenizer that is made from a recipe: 32 GiB in fp32, far beyond any that was ever published.
 MAX_NUMBERS = 1 << 33
 
 
@@ -298,7 +298,7 @@ def count_on_meta(model_class: Any, config: Any) -> tuple[int, dict[str, tuple[i
     """How many numbers a model of `config` stores, and the shape of each tensor by name. Nothing is allocated.
 
     Raises:
-        ValueError: more than `MAX_NUMBERS`, or no model can be built from the config.
+        ValueError: no model can be built from the config.
     """
     try:
         with initialization.no_init_weights(), initialization.meta_device_safe_creation_ops(), torch.device("meta"):
@@ -309,11 +309,20 @@ def count_on_meta(model_class: Any, config: Any) -> tuple[int, dict[str, tuple[i
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         raise ValueError(f"no {model_class.__name__} can be built from this config ({reason}): mend it") from error
     total = sum(value.numel() for value in {id(value): value for value in state.values()}.values())
+    return total, {key: tuple(value.shape) for key, value in state.items()}
+
+
+def check_size(model_class: Any, config: Any) -> None:
+    """Refuse to make a model anew that is larger than any machine should try.
+
+    Raises:
+        ValueError: it stores more than `MAX_NUMBERS`, or cannot be built.
+    """
+    total, _ = count_on_meta(model_class, config)
     if total > MAX_NUMBERS:
         raise ValueError(
             f"a {model_class.__name__} of this config stores {total:,} numbers, more than {MAX_NUMBERS:,}: make it smaller"
         )
-    return total, {key: tuple(value.shape) for key, value in state.items()}
 
 
 def _check_shapes(model_class: Any, config: Any, held: dict[str, tuple[int, ...]], source: Any) -> None:

@@ -178,6 +178,7 @@ class VQPipeline:
             return publish(Path(folder), repo_id, self.card_facts(), **options)
 
     def card_facts(self) -> dict[str, Any]:
+        """What `vqtok.hub.card.render` wants to know of it."""
         own = {"kind": "pipeline", "condition": self.prior.config.condition, "class": type(self.prior).__name__}
         own |= {"parameters": sum(parameter.numel() for parameter in self.prior.parameters())}
         if self.text_tokenizer is not None:
@@ -286,6 +287,8 @@ def _read_facts(folder: Path) -> dict[str, Any]:
         pairs = all(len(pair) == 2 and 0 <= pair[0] <= pair[1] < 1 << 22 for pair in seen)
         pairs = pairs and sum(last - first + 1 for first, last in seen) <= 1 << 22
         named = isinstance(name, str) or _is_source(name, {"repo", "revision"})
+        if isinstance(name, dict) and named and Path(name["repo"]).exists():
+            raise ValueError(f"{name['repo']} is a repository on the Hub, and a folder of that name is in the way here")
         source = facts.get("vq_tokenizer_source")
         named = named and (source is None or _is_source(source, {"repo", "revision", "fingerprint"}))
         if not isinstance(version, int) or not named or not pairs or not isinstance(fingerprint, str | None):
@@ -300,9 +303,9 @@ def _read_facts(folder: Path) -> dict[str, Any]:
 
 
 def _is_source(value: Any, keys: set[str]) -> bool:
-    """Whether it names a repository on the Hub, and nothing on this machine."""
+    """Whether it names a repository on the Hub."""
     strings = isinstance(value, dict) and set(value) == keys and all(isinstance(each, str) for each in value.values())
-    return strings and HUB_ID.fullmatch(value["repo"]) is not None and not Path(value["repo"]).exists()
+    return strings and HUB_ID.fullmatch(value["repo"]) is not None
 
 
 def _load_vq_tokenizer(folder: Path, facts: dict[str, Any], hub: dict[str, Any]) -> VQTokenizer:

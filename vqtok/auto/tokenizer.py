@@ -20,7 +20,7 @@ from vqtok.codes import CodeLayout, Codes
 from vqtok.fingerprint import check_fingerprint, fingerprint
 from vqtok.hub.folders import config_folder, fetch_folder, replace_files
 from vqtok.hub.publish import copy_extras, publish
-from vqtok.modeling import VQPreTrainedModel, count_on_meta, evaluating
+from vqtok.modeling import VQPreTrainedModel, check_size, evaluating
 
 from .batches import default_batch_size, group_by_shape
 from .rooms import FILES, ROOMS, bits_per_unit, load_config, load_model, load_processor, quiet, room_of
@@ -141,7 +141,7 @@ class VQTokenizer:
         folder = config_folder(name_or_folder)
         room = room_of(folder)
         config, processor = load_config(folder, room), load_processor(folder, room)
-        count_on_meta(room.model, config)  # refuses what is too large, before it is allocated
+        check_size(room.model, config)  # before anything is allocated
         config.fingerprint = None  # of the weights that lie beside, perhaps; not of these
         return cls(room.model(config).eval(), processor)
 
