@@ -237,6 +237,15 @@ def test_values_that_only_the_backbone_understands_are_refused(pipeline, fields)
         VQPipeline.from_pretrained(pipeline)
 
 
+@pytest.mark.parametrize("number", [1 << 17, 10**9, 1 << 63, 10**30])
+def test_a_layout_of_very_many_codebooks_fills_no_memory(pipeline, number):
+    layout = json.loads((pipeline / "config.json").read_text())["layout"]
+    layout["levels"][1]["num_codebooks"] = number
+    edit(pipeline / "config.json", layout=layout)
+    with pytest.raises(ValueError, match=f"a layout of {number + 1} codebooks"):
+        VQPipeline.from_pretrained(pipeline)
+
+
 def make_loaded(folder):
     """The tokenizer of a folder without transformers' loader, which the test above has closed."""
     tokenizer = make_tokenizer()
