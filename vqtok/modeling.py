@@ -287,6 +287,14 @@ def load_checked(from_pretrained: Callable[..., Any], source: Any, *args: Any, *
         raise ValueError(
             f"{source}: the weights file is truncated or damaged ({error}): save or download it again"
         ) from error
+    except (
+        TypeError,
+        LookupError,
+        AttributeError,
+    ) as error:  # what transformers' loader makes of fields that nobody checks
+        raise ValueError(
+            f"{source}: the config makes no sense to transformers ({type(error).__name__}: {error})"
+        ) from error
     _refuse(
         source, {key: sorted(map(str, info[key])) for key in ("missing_keys", "mismatched_keys", "unexpected_keys")}
     )
