@@ -180,14 +180,16 @@ class VQPipeline:
     def card_facts(self) -> dict[str, Any]:
         """What `vqtok.hub.card.render` wants to know of it."""
         own = {"kind": "pipeline", "condition": self.prior.config.condition, "class": type(self.prior).__name__}
-        own |= {"parameters": sum(parameter.numel() for parameter in self.prior.parameters())}
+        stages = getattr(self.prior, "stages", [self.prior])
+        own |= {"parameters": sum(parameter.numel() for stage in stages for parameter in stage.parameters())}
         if self.text_tokenizer is not None:
             own["prompt"] = _known_prompt(self.text_tokenizer, self.text_ids_seen)
         return {**self.vq_tokenizer.card_facts(), **own, "base_model": self.vq_tokenizer.source}
 
     def _stamp(self) -> Any:
         """Changes when a weight of the prior is written to."""
-        weights = [(str(value.dtype), value._version) for value in self.prior.state_dict(keep_vars=True).values()]
+        states = [stage.state_dict(keep_vars=True) for stage in getattr(self.prior, "stages", [self.prior])]
+        weights = [(str(value.dtype), value._version) for state in states for value in state.values()]
         return weights, self.vq_tokenizer.fingerprint
 
     # -- media

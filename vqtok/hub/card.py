@@ -21,7 +21,10 @@ _TASKS = {
     ("image", "text"): "text-to-image",
     ("image", "class"): "unconditional-image-generation",
     ("image", "none"): "unconditional-image-generation",
+    ("image", "codes"): "unconditional-image-generation",
+    ("image", "features"): "text-to-image",
     ("audio", "text"): "text-to-audio",
+    ("audio", "features"): "text-to-audio",
 }
 _MEDIA = {"image": ("pictures", "images", "cat.png"), "audio": ("sounds", "sounds", "voice.wav")}
 _METRICS = {"psnr_db": ("psnr", "PSNR (dB)"), "ssim": ("ssim", "SSIM")}
@@ -95,7 +98,7 @@ def pipeline_card(
         name: of the folder or repository.
         metrics: the folder's `metrics.json`.
         training: the folder's `training.json`.
-        condition: "text", "class" or "none".
+        condition: of the prior, as `CodePriorConfig` names it.
         judged: figures of samples that somebody or something judged, by name; a row each.
         modality: of the media.
     """
@@ -186,7 +189,8 @@ def _snippet(name: str, facts: Mapping[str, Any]) -> list[str]:
             f"{plural} = tok.decode(codes)",
         ]
     elif facts["kind"] == "pipeline":
-        given = {"text": f"[{facts.get('prompt') or '...'!r}], ", "class": "[0], "}.get(facts["condition"], "")
+        words = f"[{facts.get('prompt') or '...'!r}], "
+        given = {"text": words, "features": words, "class": "[0], ", "codes": "codes, "}.get(facts["condition"], "")
         lines = [
             "from vqtok import VQPipeline",
             "",
