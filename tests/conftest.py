@@ -11,12 +11,23 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="vqtok-tests-")  # so that no test depends on what a machine has cached
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests marked `network` need it to be 0
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ["HF_HUB_DISABLE_XET"] = "1"  # it speaks to servers of its own
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["HF_TOKEN"] = os.environ["HUGGING_FACE_HUB_TOKEN"] = ""  # no test knows a real one
+os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
 
 import random
+import time
 
 import numpy as np
 import pytest
 import torch
+
+from tests.hub.loopback import shared
+
+if os.environ["HF_HUB_OFFLINE"] != "0":
+    # The only Hub there is: closed, until a test asks for the fixture `hub`. The client is imported later, and reads this then.
+    os.environ["HF_ENDPOINT"] = shared().endpoint
 
 pytest.register_assert_rewrite("tests.common")  # its assertions then show their values
 
@@ -83,6 +94,30 @@ def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved")
     make_tokenizer().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def _hub_server():
+    hub = shared()
+    hub.start()
+    yield hub
+    hub.stop()
+
+
+@pytest.fixture
+def hub(_hub_server, monkeypatch, tmp_path):
+    """An empty Hub on the loopback interface, with the real client set to it, a cache of its own, and quick retries."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import close_session
+
+    _hub_server.clear()
+    sleep = time.sleep
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    monkeypatch.setattr(time, "sleep", lambda seconds: sleep(min(seconds, 0.01)))
+    close_session()
+    yield _hub_server
+    close_session()
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """The facade's files: saved and loaded, spoilt, on the Hub, pickled."""
 
 import json
-import os
 import pickle
 
 import numpy as np
@@ -9,7 +8,6 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel
 
-import vqtok.auto.tokenizer
 from tests.tiny import assert_same_codes, make_tokenizer, picture
 from vqtok.auto import VQTokenizer, bits_per_unit
 from vqtok.hub import folders
@@ -95,7 +93,7 @@ def config_with(**fields):
     [
         (lambda f: (f / "config.json").unlink(), "has no config.json"),
         (lambda f: (f / "preprocessor_config.json").unlink(), "has no preprocessor_config.json"),
-        (lambda f: (f / "model.safetensors").unlink(), "has no model.safetensors: save the tokenizer again"),
+        (lambda f: (f / "model.safetensors").unlink(), "has no model.safetensors: save it again"),
         (
             lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
             r"only pytorch_model\.bin, a pickle, which vqtok never loads",
@@ -160,33 +158,7 @@ def test_repr(saved):
     assert bits_per_unit(make_tokenizer().layout) == 4 / 64 + 5 / 16
 
 
-# -- the Hub
-
-
-def test_push_is_one_upload_of_the_three_files(monkeypatch, saved):
-    calls = []
-
-    class FakeApi:
-        def __init__(self, token):
-            calls.append(("token", token))
-
-        def create_repo(self, repo_id, private, exist_ok):
-            calls.append(("create", repo_id, private, exist_ok))
-            return type("Repo", (), {"repo_id": f"me/{repo_id}"})
-
-        def upload_folder(self, repo_id, folder_path, revision, commit_message):
-            calls.append(("upload", repo_id, sorted(os.listdir(folder_path)), revision))
-            return type("Commit", (), {"commit_url": "https://hub/commit"})
-
-    monkeypatch.setattr(vqtok.auto.tokenizer, "HfApi", FakeApi)
-    tokenizer = VQTokenizer.from_pretrained(saved)
-    assert tokenizer.push_to_hub("vq", private=True, token="secret") == "https://hub/commit"
-    assert calls == [
-        ("token", "secret"),
-        ("create", "vq", True, True),
-        ("upload", "me/vq", ["config.json", "model.safetensors", "preprocessor_config.json"], None),
-    ]
-    assert len(pickle.dumps(tokenizer)) < 1000, "it is still what its folder holds"
+# -- the Hub; tests/hub/test_push.py has the rest
 
 
 def test_from_the_hub(monkeypatch, saved):

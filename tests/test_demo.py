@@ -5,6 +5,7 @@ import json
 import pytest
 from PIL import Image
 
+from benchmarks import model_card
 from examples import demo
 from vqtok import VQPipeline, VQTokenizer
 
@@ -29,7 +30,11 @@ def test_the_demo_makes_everything_it_promises_and_continues(tmp_path, capsys):
         assert min(Image.open(tmp_path / "pictures" / f"{name}.png").size) > 50
     tokenizer = VQTokenizer.from_pretrained(tmp_path / "tokenizer")
     assert VQPipeline.from_pretrained(tmp_path / "pipeline").vq_tokenizer.fingerprint == tokenizer.fingerprint
+    model_card.main([str(tmp_path)], tmp_path / "card.json", tmp_path / "card.md")
+    card = (tmp_path / "card.md").read_text()
+    assert tokenizer.fingerprint in card and f"{metrics['digit_accuracy']:.4g}" in card and str(tmp_path) not in card
     said = capsys.readouterr().out.strip().splitlines()
+    assert said.pop() == f"wrote {tmp_path / 'card.md'}"
     assert [line.split()[1] for line in said[-3:]] == ["generate", "info", "evaluate"]
     before = (tmp_path / "tokenizer" / "model.safetensors").stat().st_mtime
     again = demo.main(flags)

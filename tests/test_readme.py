@@ -12,12 +12,13 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from examples import train_prior, train_tokenizer
-from vqtok.cli import app
+from tests.hub.loopback import MINE
+from vqtok.cli import app, main
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.S)
-COMMANDS = re.findall(r"^    (vqtok .*)$", TEXT, re.M)
+COMMANDS = [line for line in re.findall(r"^    (vqtok .*)$", TEXT, re.M) if not line.startswith("vqtok push")]
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +68,15 @@ def test_commands_run(home, monkeypatch):
         result = CliRunner().invoke(app, shlex.split(command)[1:])
         assert result.exit_code == 0, (command, result.output, result.exception)
     assert Image.open("back.png").size == (45, 38)
+
+
+def test_the_line_that_publishes_runs(hub, home, monkeypatch):
+    monkeypatch.chdir(home)
+    monkeypatch.setenv("HF_TOKEN", MINE)
+    shutil.copytree("demo/pipeline", "out/pipeline", dirs_exist_ok=True)
+    (command,) = re.findall(r"^    (vqtok push .*)$", TEXT, re.M)
+    assert main(shlex.split(command)[1:]) == 0
+    assert hub.repos["me/my-dalle"].private and "samples/samples.png" in hub.repos["me/my-dalle"].files()
 
 
 def test_training_lines_run(home, monkeypatch):

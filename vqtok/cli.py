@@ -201,6 +201,30 @@ def info(
 
 
 @app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of a tokenizer or of a pipeline.")],
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="owner/name on the Hub, or a name of your own.")],
+    private: Annotated[bool, typer.Option("--private", help="Make it a private repository.")] = False,
+    revision: Annotated[str | None, typer.Option(help="A branch; made if it is not there.")] = None,
+    message: Annotated[str, typer.Option(help="Of the commit.")] = "Upload with vqtok",
+    license: Annotated[str | None, typer.Option(help="For the card, such as apache-2.0.")] = None,
+    create_pr: Annotated[bool, typer.Option("--create_pr", help="Open a pull request instead.")] = False,
+) -> None:
+    """Publish a tokenizer or a pipeline on the Hub, with a card. Log in with `hf auth login` first."""
+    if not folder.expanduser().is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}: check the path")
+    path, loaded = folder.expanduser(), None
+    if (path / "pipeline.json").is_file():
+        from vqtok import VQPipeline
+
+        _quiet()
+        loaded = VQPipeline.from_pretrained(path)
+    options = {"private": private or None, "revision": revision, "commit_message": message}
+    options |= {"license": license, "create_pr": create_pr}
+    print((loaded or _load_tokenizer(str(path), "cpu")).push_to_hub(repo, **options))
+
+
+@app.command()
 def evaluate(
     tokenizer: Annotated[
         str, typer.Argument(metavar="TOKENIZER", help="Folder of the tokenizer, or its name on the Hub.")

@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 from typing import Any
 
+import torch
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
@@ -35,8 +36,14 @@ class VQConfig(PreTrainedConfig):
             if key not in allowed and not key.startswith("_"):
                 near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
                 raise ValueError(f"{type(self).__name__} has no field {key!r}. Did you mean {near[0]!r}?")
-        kwargs.pop("auto_map", None)
+        for name in ("auto_map", "use_return_dict"):  # code is not loaded, and a property cannot be set
+            kwargs.pop(name, None)
         super().__post_init__(**kwargs)
+        dtype = getattr(torch, self.dtype, None) if isinstance(self.dtype, str) else self.dtype
+        if not (dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point)):
+            raise ValueError(
+                f"{type(self).__name__}.dtype must name a float of torch, such as 'float32', got {self.dtype!r}"
+            )
         if self.vqtok_format > FORMAT:
             raise ValueError(
                 f"this folder has vqtok_format {self.vqtok_format}, this vqtok knows {FORMAT}: upgrade with pip install -U vqtok"
@@ -46,9 +53,35 @@ class VQConfig(PreTrainedConfig):
     def check_ranges(self) -> None:
         """Refuse impossible values, as a ValueError of one sentence; runs after the types were checked."""
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As transformers does, for what came out of a file: one that names code on the Hub is refused."""
+        _refuse_code(config_dict, cls.__name__)
+        try:
+            return super().from_dict(config_dict, **kwargs)
+        except (TypeError, LookupError, AttributeError) as error:
+            # Of fields of the base class, whose types nobody checks.
+            reason = f"{type(error).__name__}: {error}"
+            raise ValueError(f"{cls.__name__}: a field of the base class makes no sense ({reason})") from error
+
     def __setattr__(self, key: str, value: Any) -> None:
         # JSON turns lists of numbers into lists; a tuple given by a caller must not make an unequal config.
         super().__setattr__(key, _with_lists(value))
+
+
+def _refuse_code(value: Any, where: str, key: str = "", depth: int = 0) -> None:
+    """Kernels of attention and of experts can be named by repository, and would be downloaded and run."""
+    if depth > 16:
+        raise ValueError(f"{where} is nested more than 16 deep: no config of vqtok is")
+    if isinstance(value, str) and ("implementation" in key or "kernel" in key) and not value.replace("_", "").isalnum():
+        raise ValueError(f"{where}.{key} {value!r} names code outside transformers, which vqtok never loads: remove it")
+    named = (
+        value.items() if isinstance(value, dict) else [(key, each) for each in value] if isinstance(value, list) else ()
+    )
+    for name, each in named:
+        is_inside = "implementation" in key or "kernel" in key  # {"attn_implementation": {"backbone_config": ...}}
+        inherited = key if is_inside else str(name)
+        _refuse_code(each, where, inherited, depth + 1)
 
 
 def _with_lists(value: Any) -> Any:

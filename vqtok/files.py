@@ -14,6 +14,8 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+MAX_JSON_BYTES = 1 << 26
+
 
 def write_bytes(path: str | Path, data: bytes) -> None:
     """Write `data` to `path` so that a crash or a full disk leaves either the old file or the new one, never a piece.
@@ -32,6 +34,27 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """Write `value` as indented JSON to `path`, whole or not at all (see `write_bytes`)."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The JSON object of a file that a stranger may have written.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no JSON object, or implausibly large; the file is named.
+    """
+    path = Path(path)
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise ValueError(
+            f"{path} has {path.stat().st_size:,} bytes, more than {MAX_JSON_BYTES:,}: no such file of vqtok is that large"
+        )
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON ({error}): save or download it again") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must hold a JSON object, got a {type(value).__name__}: save or download it again")
+    return value
 
 
 def write_with(path: str | Path, writer: Callable[[str], Any]) -> None:

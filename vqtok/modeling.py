@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, initialization
 
 from vqtok.codes import CodeLayout, check_range
 from vqtok.configuration import VQConfig
+from vqtok.files import read_json
 from vqtok.fingerprint import fingerprint
+from vqtok.hub.folders import fetch_folder
+from vqtok.hub.publish import PublishedModel
+from vqtok.hub.weights import MODEL_FILES, require_safetensors, weight_shapes
 from vqtok.layers import initialise_convolution
 from vqtok.outputs import QuantizerOutput, VQDecoderOutput, VQEncoderOutput, VQModelOutput
 from vqtok.quantizers import Hierarchy, full_precision, mean_losses
 
+# Of a tokenizer that is made from a recipe: 32 GiB in fp32, far beyond any that was ever published.
+MAX_NUMBERS = 1 << 33
 
-class VQPreTrainedModel(PreTrainedModel):
+
+class VQPreTrainedModel(PublishedModel, PreTrainedModel):
     """What every room's model promises.
 
     - *Same codes, same media.* In eval, `forward` decodes the codes of `encode`; `quantized` is the table row itself.
@@ -248,24 +257,113 @@ class VQPreTrainedModel(PreTrainedModel):
 def load_checked(from_pretrained: Callable[..., Any], source: Any, *args: Any, **kwargs: Any) -> Any:
     """What `from_pretrained` of transformers loads, but safetensors only, and every weight must be there and fit.
 
+    The headers of the files are compared with the config before anything is allocated: a small file cannot ask for a large model.
+
     Raises:
-        OSError: the folder or repository has no safetensors.
+        OSError: the folder or repository has no safetensors, or cannot be read.
         ValueError: the file is damaged, or weights are missing from it, unknown, or of another shape than the config says; they
             are named.
     """
     wants_info = kwargs.pop("output_loading_info", False)
-    # Mismatches are not ignored, they are collected: transformers' own error does not name them.
-    ours = {"output_loading_info": True, "use_safetensors": True, "ignore_mismatched_sizes": True}
+    name, plain = source, source is not None and not kwargs.get("variant") and not kwargs.get("gguf_file")
     try:
+        if plain:
+            names = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
+            hub = {key: value for key in names if (value := kwargs.pop(key, None)) is not None}
+            hub["revision"] = kwargs.pop("_commit_hash", None) or hub.get("revision")
+            source, _ = fetch_folder(source, MODEL_FILES, **hub)
+            require_safetensors(source)
+            model_class: Any = getattr(from_pretrained, "__self__", None)
+            config = kwargs.get("config")
+            config = (
+                config if isinstance(config, PreTrainedConfig) else model_class.config_class.from_pretrained(source)
+            )
+            _check_shapes(model_class, config, weight_shapes(source), source)
+            _check_generation_config(source)
+        # Mismatches are not ignored, they are collected: transformers' own error does not name them.
+        ours = {"output_loading_info": True, "use_safetensors": True, "ignore_mismatched_sizes": True}
         model, info = from_pretrained(source, *args, **{**kwargs, **ours})
     except SafetensorError as error:
         raise ValueError(
             f"{source}: the weights file is truncated or damaged ({error}): save or download it again"
         ) from error
-    names = ("missing_keys", "mismatched_keys", "unexpected_keys")
-    if problems := {name: sorted(map(str, info[name]))[:5] for name in names if info[name]}:
-        raise ValueError(f"{source}: the weights do not fit the config: {problems}")
+    except (
+        TypeError,
+        LookupError,
+        AttributeError,
+    ) as error:  # what transformers' loader makes of fields that nobody checks
+        raise ValueError(
+            f"{source}: the config makes no sense to transformers ({type(error).__name__}: {error})"
+        ) from error
+    _refuse(
+        source, {key: sorted(map(str, info[key])) for key in ("missing_keys", "mismatched_keys", "unexpected_keys")}
+    )
+    model.config.name_or_path = str(name)
     return (model, info) if wants_info else model
+
+
+def count_on_meta(model_class: Any, config: Any) -> tuple[int, dict[str, tuple[int, ...]]]:
+    """How many numbers a model of `config` stores, and the shape of each tensor by name. Nothing is allocated.
+
+    Raises:
+        ValueError: no model can be built from the config.
+    """
+    try:
+        with initialization.no_init_weights(), initialization.meta_device_safe_creation_ops(), torch.device("meta"):
+            state = model_class(config).state_dict(keep_vars=True)
+    except (ValueError, ImportError):
+        raise
+    except Exception as error:  # backbones of transformers raise whatever wrong values lead to
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        raise ValueError(f"no {model_class.__name__} can be built from this config ({reason}): mend it") from error
+    total = sum(value.numel() for value in {id(value): value for value in state.values()}.values())
+    return total, {key: tuple(value.shape) for key, value in state.items()}
+
+
+def check_size(model_class: Any, config: Any) -> None:
+    """Refuse to make a model anew that is larger than any machine should try.
+
+    Raises:
+        ValueError: it stores more than `MAX_NUMBERS`, or cannot be built.
+    """
+    total, _ = count_on_meta(model_class, config)
+    if total > MAX_NUMBERS:
+        raise ValueError(
+            f"a {model_class.__name__} of this config stores {total:,} numbers, more than {MAX_NUMBERS:,}: make it smaller"
+        )
+
+
+def _check_shapes(model_class: Any, config: Any, held: dict[str, tuple[int, ...]], source: Any) -> None:
+    """Refuse what does not fit, or what asks for more than the file holds.
+
+    Names alone decide nothing here: transformers renames and joins tensors of some backbones while it loads.
+    """
+    layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
+    if layers > len(held):  # each would have a tensor at least; building so many would take minutes
+        raise ValueError(
+            f"{source}: the weights do not fit the config: {layers} layers, and the file holds {len(held)} tensors"
+        )
+    needed, wanted = count_on_meta(model_class, config)
+    wrong = [f"{key} {held[key]} instead of {shape}" for key, shape in wanted.items() if held.get(key, shape) != shape]
+    missing, unknown = sorted(wanted.keys() - held.keys()), sorted(held.keys() - wanted.keys())
+    if wrong or needed > sum(math.prod(shape) for shape in held.values()):
+        _refuse(source, {"missing_keys": missing, "mismatched_keys": wrong, "unexpected_keys": unknown})
+
+
+def _check_generation_config(folder: Path) -> None:
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return
+    read_json(path)
+    try:
+        GenerationConfig.from_pretrained(folder)
+    except (TypeError, ValueError, AttributeError, LookupError) as error:
+        raise ValueError(f"{path} makes no sense ({error}): save it again") from error
+
+
+def _refuse(source: Any, problems: dict[str, list[str]]) -> None:
+    if shown := {kind: names[:5] for kind, names in problems.items() if names}:
+        raise ValueError(f"{source}: the weights do not fit the config: {shown}")
 
 
 @contextmanager

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -17,7 +19,9 @@ from vqtok.auto.rooms import quiet
 from vqtok.codes import Codes
 from vqtok.files import write_json
 from vqtok.fingerprint import check_fingerprint
-from vqtok.hub.folders import fetch_folder, replace_files
+from vqtok.hub.folders import HUB_ID, fetch_folder, replace_files
+from vqtok.hub.publish import copy_extras, publish
+from vqtok.hub.weights import require_safetensors
 from vqtok.prior import PRIORS, CodeCascade, CodePriorModel, encode_prompts
 from vqtok.prior.features import TextEncoder
 from vqtok.prior.reranking import Scorer, best_first, check_keep_best
@@ -99,6 +103,7 @@ class VQPipeline:
         self.prior, self.vq_tokenizer, self.text_tokenizer = prior, vq_tokenizer, text_tokenizer
         self.text_encoder = text_encoder
         self.text_ids_seen = None if text_ids_seen is None else sorted(set(text_ids_seen))
+        self._home: tuple[Path, Any] | None = None  # the folder that holds it, and what it held
 
     # -- from files and to files
 
@@ -113,6 +118,7 @@ class VQPipeline:
         token: str | bool | None = None,
         cache_dir: str | os.PathLike | None = None,
         local_files_only: bool = False,
+        subfolder: str = "",
     ) -> VQPipeline:
         """The pipeline of a folder or of a repository on the Hub, in eval mode. No code and no pickle is ever loaded.
 
@@ -122,13 +128,14 @@ class VQPipeline:
             dtype: of the prior's weights; None means as they were saved. The VQ tokenizer stays float32.
             revision: branch, tag or commit on the Hub.
             token, cache_dir, local_files_only: as everywhere in huggingface_hub.
+            subfolder: where in the folder or repository the pipeline lies.
 
         Raises:
             OSError: no such folder or repository, or a file is missing from it; the sentence says which and what to do.
             ValueError: the parts do not belong together, or their files are damaged.
         """
         hub = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-        folder, _ = fetch_folder(id_or_folder, FILES, revision=revision, **hub)
+        folder, commit = fetch_folder(id_or_folder, FILES, revision=revision, subfolder=subfolder, **hub)
         facts = _read_facts(folder)
         vq_tokenizer = _load_vq_tokenizer(folder, facts, hub)
         check_fingerprint(facts["fingerprint"], vq_tokenizer.fingerprint, f"the VQ tokenizer {facts['vq_tokenizer']}")
@@ -151,7 +158,9 @@ class VQPipeline:
                 text_encoder = TextEncoder.from_pretrained(folder / TEXT_ENCODER)
         seen = facts.get("text_ids_seen")
         pipeline = cls(prior, vq_tokenizer, text_tokenizer, None if seen is None else from_ranges(seen), text_encoder)
-        return pipeline if device is None else pipeline.to(device)
+        pipeline = pipeline if device is None else pipeline.to(device)
+        pipeline._home = None if commit else (folder, pipeline._stamp())
+        return pipeline
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Write everything into one folder; other files in it (checkpoints, samples) stay.
@@ -179,7 +188,41 @@ class VQPipeline:
             }
             if self.text_ids_seen is not None:
                 facts["text_ids_seen"] = to_ranges(self.text_ids_seen)
+            if self.vq_tokenizer.source is not None:
+                facts["vq_tokenizer_source"] = self.vq_tokenizer.source
             write_json(staging / PIPELINE_FILE, facts)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload everything in one commit, with a card, and return the commit's address (see `VQTokenizer.push_to_hub`).
+
+        Args:
+            repo_id: "owner/name", or "name" of one's own.
+            options: `private`, `token`, `revision`, `commit_message`, `create_pr`, `license` of `vqtok.hub.publish.publish`.
+
+        Raises:
+            OSError: the Hub refuses or cannot be reached.
+            ValueError: something may not be published; it is named.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            if self._home is not None and self._home[1] == self._stamp():
+                copy_extras(self._home[0], Path(folder))
+            return publish(Path(folder), repo_id, self.card_facts(), **options)
+
+    def card_facts(self) -> dict[str, Any]:
+        """What `vqtok.hub.card.render` wants to know of it."""
+        own = {"kind": "pipeline", "condition": self.prior.config.condition, "class": type(self.prior).__name__}
+        stages = getattr(self.prior, "stages", [self.prior])
+        own |= {"parameters": sum(parameter.numel() for stage in stages for parameter in stage.parameters())}
+        if self.text_tokenizer is not None:
+            own["prompt"] = _known_prompt(self.text_tokenizer, self.text_ids_seen)
+        return {**self.vq_tokenizer.card_facts(), **own, "base_model": self.vq_tokenizer.source}
+
+    def _stamp(self) -> Any:
+        """Changes when a weight of the prior is written to."""
+        states = [stage.state_dict(keep_vars=True) for stage in getattr(self.prior, "stages", [self.prior])]
+        weights = [(str(value.dtype), value._version) for state in states for value in state.values()]
+        return weights, self.vq_tokenizer.fingerprint
 
     # -- media
 
@@ -306,6 +349,16 @@ def _as_rows(prompts: Any) -> list[Any]:
     return [prompts] if prompts is None or isinstance(prompts, str | int) else list(prompts)
 
 
+def _known_prompt(text_tokenizer: PreTrainedTokenizerBase, seen: Sequence[int] | None) -> str:
+    """A prompt that the pipeline takes, for an example: the longest word that is one token of the captions."""
+    words = sorted((str(text_tokenizer.decode([i])).strip() for i in seen or ()), key=lambda word: (-len(word), word))
+    for word in (word for word in words if word.isalpha()):
+        with suppress(ValueError):
+            encode_prompts(text_tokenizer, [word], 8, seen)
+            return word
+    return "a picture"
+
+
 def _read_facts(folder: Path) -> dict[str, Any]:
     path = folder / PIPELINE_FILE
     if not path.is_file():
@@ -317,15 +370,15 @@ def _read_facts(folder: Path) -> dict[str, Any]:
         version, stages, name = facts["format"], facts["stages"], facts["vq_tokenizer"]
         seen, fingerprint = facts.get("text_ids_seen") or [], facts["fingerprint"]
         pairs = all(len(pair) == 2 and 0 <= pair[0] <= pair[1] < 1 << 22 for pair in seen)
-        named = isinstance(name, str) or (isinstance(name, dict) and set(name) == {"repo", "revision"})
+        pairs = pairs and sum(last - first + 1 for first, last in seen) <= 1 << 22
+        named = isinstance(name, str) or _is_source(name, {"repo", "revision"})
+        if isinstance(name, dict) and named and Path(name["repo"]).exists():
+            raise ValueError(f"{name['repo']} is a repository on the Hub, and a folder of that name is in the way here")
+        source = facts.get("vq_tokenizer_source")
+        named = named and (source is None or _is_source(source, {"repo", "revision", "fingerprint"}))
         staged = isinstance(stages, list) and 1 <= len(stages) <= 64 and stages == _stage_names(len(stages))
-        if (
-            not isinstance(version, int)
-            or not named
-            or not pairs
-            or not staged
-            or not isinstance(fingerprint, str | None)
-        ):
+        well_formed = named and pairs and staged and isinstance(version, int) and isinstance(fingerprint, str | None)
+        if not well_formed:
             raise ValueError("a field has the wrong form")
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} makes no sense ({type(error).__name__}: {error}): save the pipeline again") from None
@@ -339,27 +392,30 @@ def _stage_names(count: int) -> list[str]:
     return [".", *(f"stage_{number}" for number in range(1, count))]
 
 
+def _is_source(value: Any, keys: set[str]) -> bool:
+    """Whether it names a repository on the Hub."""
+    strings = isinstance(value, dict) and set(value) == keys and all(isinstance(each, str) for each in value.values())
+    return strings and HUB_ID.fullmatch(value["repo"]) is not None
+
+
 def _load_vq_tokenizer(folder: Path, facts: dict[str, Any], hub: dict[str, Any]) -> VQTokenizer:
     name = facts["vq_tokenizer"]
     if isinstance(name, dict):
-        return VQTokenizer.from_pretrained(str(name["repo"]), revision=name["revision"], **hub)
+        return VQTokenizer.from_pretrained(name["repo"], revision=name["revision"], **hub)
     parts = PurePosixPath(name).parts
     if not parts or ".." in parts or PurePosixPath(name).is_absolute() or "\\" in name or ":" in name:
         raise ValueError(f"{folder / PIPELINE_FILE}: vq_tokenizer must be a folder inside the pipeline, got {name!r}")
     if not (folder / name).is_dir():
         raise FileNotFoundError(f"{folder} has no folder {name!r} with the VQ tokenizer: save the pipeline again")
-    return VQTokenizer.from_pretrained(folder / name)
+    vq_tokenizer = VQTokenizer.from_pretrained(folder / name)
+    vq_tokenizer.comes_from(facts.get("vq_tokenizer_source"))
+    return vq_tokenizer
 
 
 def _load_prior(folder: Path, dtype: torch.dtype | str | None) -> CodePriorModel:
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} has no config.json: save the pipeline again with save_pretrained")
-    if not any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
-        pickles = sorted(path.name for path in folder.glob("*") if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
-        found = f" (only {pickles[0]}, a pickle, which vqtok never loads)" if pickles else ""
-        raise FileNotFoundError(
-            f"{folder} has no model.safetensors{found}: save the pipeline again with save_pretrained"
-        )
+    require_safetensors(folder)
     model_type = PreTrainedConfig.get_config_dict(folder)[0].get("model_type")
     if model_type not in PRIORS:
         raise ValueError(

@@ -39,6 +39,9 @@ class Stream:
     offset: int
 
 
+MAX_CODEBOOKS = 1 << 16
+
+
 @dataclass(frozen=True)
 class CodeVocabulary:
     """The id ranges of a prior or language model over `layout`.
@@ -56,7 +59,8 @@ class CodeVocabulary:
         (126, 158, 192)
 
     Raises:
-        ValueError: a size is negative, or a codebook over 65,536 entries has no exact factors.
+        ValueError: a size is negative, there are more than `MAX_CODEBOOKS` codebooks, or one of over 65,536 entries has no exact
+            factors.
     """
 
     layout: CodeLayout
@@ -69,6 +73,9 @@ class CodeVocabulary:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"CodeVocabulary.{name} must be an integer of at least {least}, got {value!r}")
+        count = sum(level.num_codebooks for level in self.layout.levels)
+        if count > MAX_CODEBOOKS:  # a file may say so, and a list of them would fill the memory
+            raise ValueError(f"a layout of {count} codebooks is no vocabulary's: at most {MAX_CODEBOOKS} are possible")
         _ = self.streams
 
     @cached_property

@@ -1,8 +1,9 @@
 """Cards say what was measured, and their header is YAML that the Hub reads."""
 
+import pytest
 import yaml
 
-from vqtok.hub.card import pipeline_card, tokenizer_card
+from vqtok.hub.card import pipeline_card, render, tokenizer_card
 
 METRICS = {
     "psnr_db": 31.25, "ssim": 0.95, "bits_per_pixel": 0.609375, "usage": [1.0, 0.5], "perplexity": [100.5, 60.25],
@@ -21,15 +22,22 @@ def header(card):
 
 def test_a_tokenizers_card():
     card = tokenizer_card("me/vq", METRICS, TRAINING)
-    assert header(card) == {
+    fields = header(card)
+    (model,) = fields.pop("model-index")
+    assert fields == {
         "library_name": "vqtok",
         "pipeline_tag": "image-feature-extraction",
-        "tags": ["vqtok", "image-tokenization", "vq-vae"],
+        "tags": ["vqtok", "vq-vae", "image-tokenization"],
     }
+    (result,) = model["results"]
+    figures = [(each["type"], each["value"], each["args"]) for each in result["metrics"]]
+    how = {"protocol": "vqtok-eval v1", "num_samples": 512}
+    assert figures == [("psnr", 31.25, how), ("ssim", 0.95, how)]
     for words in (
         "31.25 dB",
         "0.6094 bits per pixel",
         "588,883",
+        "| level | stride | codes | usage | perplexity |",
         "| 1 | 4 | 256 | 50.0% | 60.2 |",
         "f" * 64,
         "| max_steps | 7 |",
@@ -48,6 +56,40 @@ def test_a_pipelines_card():
     }
     card = pipeline_card("me/dalle", metrics, TRAINING, "text")
     assert header(card)["pipeline_tag"] == "text-to-image"
+    (result,) = header(card)["model-index"][0]["results"]
+    assert [each["value"] for each in result["metrics"]] == [1.5, 2.25]
     assert "| 1 | 2.250 | 5.545 |" in card and 'pipe(["..."]' in card
     assert "| place accuracy | 0.9951 |" in pipeline_card("x", metrics, TRAINING, "text", {"place_accuracy": 0.99514})
     assert "pipe([0]," in pipeline_card("me/x", metrics, TRAINING, "class")
+
+
+def test_what_was_not_measured_is_not_said():
+    facts = {"kind": "tokenizer", "modality": "image", "levels": METRICS["tokenizer"]["layout"]["levels"]}
+    card = render("me/vq", facts)
+    assert "model-index" not in header(card) and "Measured" not in card and "Training" not in card
+    assert "| level | stride | codes |\n" in card and "None" not in card
+    deep = [{"stride": 8, "num_codebooks": 4, "codebook_size": 128}]
+    assert "| 0 | 8 | 4 | 128 |" in render("me/vq", {**facts, "levels": deep})
+
+
+@pytest.mark.parametrize(
+    ("kind", "modality", "condition", "tag"),
+    [
+        ("tokenizer", "image", None, "image-feature-extraction"),
+        ("tokenizer", "audio", None, "feature-extraction"),
+        ("pipeline", "image", "text", "text-to-image"),
+        ("pipeline", "image", "class", "unconditional-image-generation"),
+        ("pipeline", "audio", "text", "text-to-audio"),
+        ("pipeline", "audio", "none", None),
+        ("model", "prior", None, None),
+    ],
+)
+def test_tags_are_honest(kind, modality, condition, tag):
+    card = render("me/x", {"kind": kind, "modality": modality, "condition": condition})
+    assert header(card).get("pipeline_tag") == tag
+    assert ("image-tokenization" in header(card)["tags"]) == ((kind, modality) == ("tokenizer", "image"))
+
+
+def test_sounds_and_pictures_are_shown():
+    card = render("me/x", {"kind": "tokenizer", "modality": "audio"}, samples=["samples/a.png", "samples/b.wav"])
+    assert "![a](samples/a.png)" in card and '<audio controls src="samples/b.wav"></audio>' in card

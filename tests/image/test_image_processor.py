@@ -9,6 +9,7 @@ from PIL import Image
 from transformers import AutoImageProcessor
 
 import vqtok.auto  # noqa: F401 (registers the Auto classes)
+from tests.tiny import needs_auto_image_processor
 from vqtok.image.image_processing_image_vq import MAX_PIXELS, ImageVQImageProcessor
 
 
@@ -121,10 +122,7 @@ def test_preprocess_makes_batches(processor):
         processor(noise(8, 8), return_tensors="tf")
 
 
-@pytest.mark.skipif(
-    getattr(AutoImageProcessor, "_backends", None) == ["torchvision"],
-    reason="older transformers put a placeholder that wants torchvision in the place of AutoImageProcessor",
-)
+@needs_auto_image_processor
 def test_auto_gives_it_back(tmp_path):
     ImageVQImageProcessor(stride=16, num_channels=1, max_pixels=12345).save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "preprocessor_config.json").read_text())

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedConfig
+from transformers import AutoConfig, AutoImageProcessor, AutoModel
 from transformers.utils import logging as transformers_logging
 
 from vqtok.codes import CodeLayout
+from vqtok.files import read_json
+from vqtok.hub.weights import require_safetensors
 from vqtok.image.configuration_image_vq import ImageVQConfig
-from vqtok.image.image_processing_image_vq import ImageVQImageProcessor
+from vqtok.image.image_processing_image_vq import MAX_PIXELS, ImageVQImageProcessor
 from vqtok.image.modeling_image_vq import ImageVQModel
 from vqtok.modeling import VQPreTrainedModel
 from vqtok.prior import PRIORS
@@ -70,10 +72,10 @@ def room_of(folder: Path) -> Room:
     pipeline = (folder / "pipeline.json").is_file()
     if not pipeline and not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} has no config.json: name a folder that save_pretrained wrote")
-    model_type = None if pipeline else PreTrainedConfig.get_config_dict(folder)[0].get("model_type")
+    model_type = None if pipeline else read_json(folder / "config.json").get("model_type")
     if pipeline:
         raise ValueError(f"{folder} is a pipeline: use VQPipeline.from_pretrained, or subfolder='vq_tokenizer'")
-    if model_type not in ROOMS:
+    if not isinstance(model_type, str) or model_type not in ROOMS:
         raise ValueError(
             f"{folder / 'config.json'} is of model_type {model_type!r}, which is no VQ tokenizer ({', '.join(ROOMS)})"
         )
@@ -104,10 +106,18 @@ def load_processor(folder: Path, room: Room) -> Any:
         raise FileNotFoundError(
             f"{folder} has no preprocessor_config.json: save the tokenizer again with save_pretrained"
         )
+    fields = read_json(path)
     try:
-        return room.processor.from_pretrained(folder)
-    except ValueError as error:
+        processor = room.processor.from_pretrained(folder)
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from error
+    bound = fields.get("max_pixels", 0)
+    if bound > MAX_PIXELS:  # who wrote the file must not decide what this machine can bear
+        raise ValueError(
+            f"{path}: max_pixels {bound:,} is more than {MAX_PIXELS:,}, and a file cannot raise this bound: remove it, and give "
+            "max_pixels to encode where it is needed"
+        )
+    return processor
 
 
 def load_model(folder: Path, room: Room, config: Any, dtype: Any) -> VQPreTrainedModel:
@@ -117,12 +127,7 @@ def load_model(folder: Path, room: Room, config: Any, dtype: Any) -> VQPreTraine
         FileNotFoundError: there are none.
         ValueError: they are damaged or do not fit the config.
     """
-    if not any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
-        pickles = sorted(path.name for path in folder.glob("*") if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
-        found = f" (only {pickles[0]}, a pickle, which vqtok never loads)" if pickles else ""
-        raise FileNotFoundError(
-            f"{folder} has no model.safetensors{found}: save the tokenizer again with save_pretrained"
-        )
+    require_safetensors(folder)
     with quiet():
         return room.model.from_pretrained(folder, config=config, dtype=dtype)
 

@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub import HfApi
 from torch import Tensor
 
 from vqtok.codes import CodeLayout, Codes
 from vqtok.fingerprint import check_fingerprint, fingerprint
 from vqtok.hub.folders import config_folder, fetch_folder, replace_files
-from vqtok.modeling import VQPreTrainedModel, evaluating
+from vqtok.hub.publish import copy_extras, publish
+from vqtok.modeling import VQPreTrainedModel, check_size, evaluating
 
 from .batches import default_batch_size, group_by_shape
 from .rooms import FILES, ROOMS, bits_per_unit, load_config, load_model, load_processor, quiet, room_of
@@ -73,6 +73,7 @@ class VQTokenizer:
         self._origin: dict[str, Any] | None = None  # where to load it from again, while it is unchanged
         self._origin_stamp: Any = None
         self._digest: tuple[Any, str] | None = None
+        self._source: dict[str, str] | None = None
 
     # -- from files and to files
 
@@ -121,6 +122,8 @@ class VQTokenizer:
         tokenizer._remember(
             id_or_folder=where, revision=commit, cache_dir=cache_dir and str(cache_dir), subfolder=subfolder
         )
+        if commit is not None and tokenizer.fingerprint is not None:
+            tokenizer.comes_from({"repo": where, "revision": commit, "fingerprint": tokenizer.fingerprint})
         return tokenizer
 
     @classmethod
@@ -138,6 +141,7 @@ class VQTokenizer:
         folder = config_folder(name_or_folder)
         room = room_of(folder)
         config, processor = load_config(folder, room), load_processor(folder, room)
+        check_size(room.model, config)  # before anything is allocated
         config.fingerprint = None  # of the weights that lie beside, perhaps; not of these
         return cls(room.model(config).eval(), processor)
 
@@ -167,28 +171,52 @@ class VQTokenizer:
         finally:
             config.fingerprint = now if written and not self.model.training else before
 
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        private: bool | None = None,
-        token: str | bool | None = None,
-        revision: str | None = None,
-        commit_message: str = "Upload VQ tokenizer",
-    ) -> str:
-        """Save, upload in one commit, and return the commit's address. The repository is created if it is not there.
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload in one commit, with a card, and return the commit's address. The repository is made if it is not there.
+
+        What training left beside a tokenizer that is unchanged since it was loaded or saved goes with it: figures, arguments,
+        sample pictures, and what a person wrote in the card. Of a card on the Hub everything that is not ours stays.
+
+        Args:
+            repo_id: "owner/name", or "name" of one's own.
+            options: `private`, `token`, `revision`, `commit_message`, `create_pr`, `license` of `vqtok.hub.publish.publish`.
 
         Raises:
             OSError: the Hub refuses or cannot be reached.
+            ValueError: something may not be published; it is named.
         """
-        api = HfApi(token=token)
         with tempfile.TemporaryDirectory() as folder:
             self._write(Path(folder))
-            name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-            commit = api.upload_folder(
-                repo_id=name, folder_path=folder, revision=revision, commit_message=commit_message
-            )
-        return commit.commit_url
+            if (home := self.home) is not None:
+                copy_extras(home, Path(folder))
+            return publish(Path(folder), repo_id, self.card_facts(), **options)
+
+    @property
+    def home(self) -> Path | None:
+        """The folder on this machine that holds this tokenizer as it is now; None if it is not saved, or changed since."""
+        known = self._origin
+        is_here = known is not None and known["revision"] is None and self._origin_stamp == self._stamp()
+        return Path(known["id_or_folder"], known["subfolder"]) if known is not None and is_here else None
+
+    @property
+    def source(self) -> dict[str, str] | None:
+        """`{"repo", "revision", "fingerprint"}` of the place on the Hub that this code space comes from, if it does."""
+        return self._source if self._source is not None and self._source["fingerprint"] == self.fingerprint else None
+
+    def comes_from(self, source: dict[str, str] | None) -> None:
+        """Note where on the Hub the code space comes from; it counts as long as the fingerprint is that one."""
+        self._source = source
+
+    def card_facts(self) -> dict[str, Any]:
+        """What `vqtok.hub.card.render` wants to know of it."""
+        return {
+            "kind": "tokenizer",
+            "modality": self._room.modality,
+            "class": type(self.model).__name__,
+            "levels": self.layout.to_dict()["levels"],
+            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+            "fingerprint": self.fingerprint,
+        }
 
     # -- media to codes and back
 
@@ -216,6 +244,7 @@ class VQTokenizer:
         batch_size: int | None = None,
         num_codebooks: int | None = None,
         num_levels: int | None = None,
+        max_pixels: int | None = None,
     ) -> Codes:
         """The codes of media, in their order, on the CPU. The model's state and mode do not matter and do not change.
 
@@ -227,6 +256,7 @@ class VQTokenizer:
             batch_size: items at once; None means up to 64, fewer of large ones.
             num_codebooks: keep this residual depth of each level.
             num_levels: keep this many levels, the coarsest.
+            max_pixels: of a picture; None means the processor's bound, which guards against files that would fill the memory.
 
         Returns:
             Codes with levels int64 `(B, Q, *grid)`, sizes and the fingerprint.
@@ -238,11 +268,17 @@ class VQTokenizer:
             raise ValueError(
                 f"sampling_rate={sampling_rate} is for audio, this tokenizer is for {self._room.modality}s: leave it out"
             )
-        self._check_counts(batch_size=batch_size, num_codebooks=num_codebooks, num_levels=num_levels)
+        if max_pixels is not None and self._room.modality != "image":
+            raise ValueError(
+                f"max_pixels={max_pixels} is for images, this tokenizer is for {self._room.modality}: leave it out"
+            )
+        counts = {"num_codebooks": num_codebooks, "num_levels": num_levels, "max_pixels": max_pixels}
+        self._check_counts(batch_size=batch_size, **counts)
+        bounds = {} if max_pixels is None else {"max_pixels": max_pixels}
         parts: list[Codes] = []
         order: list[int] = []
         with evaluating(self.model):
-            for places, batch, sizes in group_by_shape(self._prepared(media), batch_size, self.layout.ndim):
+            for places, batch, sizes in group_by_shape(self._prepared(media, bounds), batch_size, self.layout.ndim):
                 levels = self.model.encode(batch.to(self.model.device)).codes
                 parts.append(Codes(tuple(c.cpu() for c in levels), torch.tensor(sizes), self.layout, self.fingerprint))
                 order += places
@@ -355,14 +391,14 @@ class VQTokenizer:
 
     # -- helpers
 
-    def _prepared(self, media: Any) -> Iterator[tuple[Tensor, tuple[int, ...]]]:
+    def _prepared(self, media: Any, bounds: dict[str, int]) -> Iterator[tuple[Tensor, tuple[int, ...]]]:
         single = isinstance(media, (str, os.PathLike, np.ndarray, Tensor, dict)) or not isinstance(media, Iterable)
         if single:
-            yield self.processor.prepare(media)
+            yield self.processor.prepare(media, **bounds)
             return
         for index, item in enumerate(media):
             try:
-                yield self.processor.prepare(item)
+                yield self.processor.prepare(item, **bounds)
             except (ValueError, TypeError) as error:
                 kind = TypeError if isinstance(error, TypeError) else ValueError
                 raise kind(f"item {index}: {error}") from error

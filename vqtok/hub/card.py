@@ -5,58 +5,83 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import yaml
+from huggingface_hub import EvalResult
+from huggingface_hub.repocard_data import eval_results_to_model_index
 
-def tokenizer_card(name: str, metrics: Mapping[str, Any], training: Mapping[str, Any]) -> str:
+# Everything between these two lines is ours and written anew at each push (see `vqtok.hub.merge`).
+BEGIN = "<!-- vqtok writes from here ... -->"
+END = "<!-- ... to here. What stands before and after is kept at the next push. -->"
+
+# The Hub has no task of its own for tokenizers. A pair that is not here has no honest tag.
+_TASKS = {
+    ("image", "tokenizer"): "image-feature-extraction",
+    ("audio", "tokenizer"): "feature-extraction",
+    ("text", "tokenizer"): "feature-extraction",
+    ("image", "text"): "text-to-image",
+    ("image", "class"): "unconditional-image-generation",
+    ("image", "none"): "unconditional-image-generation",
+    ("image", "codes"): "unconditional-image-generation",
+    ("image", "features"): "text-to-image",
+    ("audio", "text"): "text-to-audio",
+    ("audio", "features"): "text-to-audio",
+}
+_MEDIA = {"image": ("pictures", "images", "cat.png"), "audio": ("sounds", "sounds", "voice.wav")}
+_METRICS = {"psnr_db": ("psnr", "PSNR (dB)"), "ssim": ("ssim", "SSIM")}
+_ARGUMENTS = (
+    *("config", "dataset", "num_samples", "image_size", "max_steps", "batch_size", "learning_rate", "mixed_precision"),
+    "seed",
+)
+
+
+def render(
+    name: str,
+    facts: Mapping[str, Any],
+    metrics: Mapping[str, Any] | None = None,
+    training: Mapping[str, Any] | None = None,
+    samples: Sequence[str] = (),
+) -> str:
+    """Return a README.md: a YAML header that the Hub reads, and a text between `BEGIN` and `END`.
+
+    Args:
+        name: of the repository or folder, as `from_pretrained` takes it.
+        facts: `kind` ("tokenizer", "pipeline" or "model"), `modality`; and where known `condition`, `class`, `parameters`,
+            `levels`, `bits`, `unit`, `fingerprint`, `prompt`, `base_model` (`{"repo", "revision"}`), `datasets`, `license`.
+        metrics: the folder's `metrics.json`. What it does not hold is left out, never guessed.
+        training: the folder's `training.json`.
+        samples: pictures and sounds of the repository to show.
+    """
+    metrics, training = metrics or {}, training or {}
+    body = [
+        BEGIN,
+        f"# {name}",
+        "",
+        _about(facts),
+        "",
+        *_snippet(name, facts),
+        *_samples(samples),
+        *_measured(metrics),
+        *_codes(facts, metrics),
+        *_training(training),
+        *_limits(facts),
+        END,
+    ]
+    return front(_header(name, facts, metrics, training)) + "\n" + "\n".join(body) + "\n"
+
+
+def tokenizer_card(name: str, metrics: Mapping[str, Any], training: Mapping[str, Any], modality: str = "image") -> str:
     """Return the README.md of a tokenizer folder.
 
     Args:
         name: of the folder or repository.
         metrics: what `vqtok.evaluation.evaluate` returned (the folder's `metrics.json`).
         training: the folder's `training.json`.
+        modality: of the media.
     """
-    layout = metrics["tokenizer"]["layout"]["levels"]
-    levels = [
-        [i, level["stride"], level["codebook_size"], f"{used:.1%}", f"{perplexity:.1f}"]
-        for i, (level, used, perplexity) in enumerate(zip(layout, metrics["usage"], metrics["perplexity"], strict=True))
-    ]
-    quality = "perfect" if metrics["psnr_db"] is None else f"{metrics['psnr_db']:.2f} dB"
-    return "\n".join(
-        [
-            _front(
-                {
-                    "library_name": "vqtok",
-                    "pipeline_tag": "image-feature-extraction",
-                    "tags": ["vqtok", "image-tokenization", "vq-vae"],
-                }
-            ),
-            f"# {name}",
-            "",
-            f"A VQ tokenizer of pictures: {metrics['bits_per_pixel']:.4g} bits per pixel, "
-            f"{metrics['tokenizer']['parameters']:,} parameters.",
-            "",
-            "```python",
-            "from vqtok import VQTokenizer",
-            "",
-            f'tok = VQTokenizer.from_pretrained("{name}")',
-            'codes = tok.encode(["cat.png"])',
-            "images = tok.decode(codes)",
-            "```",
-            "",
-            "## Measured",
-            "",
-            f"PSNR {quality}, SSIM {_number(metrics['ssim'])} on {metrics['data']['num_images']} held-out pictures "
-            f"(protocol {metrics['protocol']}, {metrics['date'][:10]}, {_machine(metrics['machine'])}).",
-            "",
-            _table(["level", "stride", "codes", "usage", "perplexity"], levels),
-            "",
-            *_training(training),
-            "## Limits",
-            "",
-            "It knows what its training pictures looked like; elsewhere expect softer pictures. Codes mean nothing to another "
-            f"tokenizer: the fingerprint of this code space is `{metrics['tokenizer']['fingerprint']}`.",
-            "",
-        ]
-    )
+    own = metrics["tokenizer"]
+    facts = {"kind": "tokenizer", "modality": modality, "levels": own["layout"]["levels"]}
+    facts |= {key: own[key] for key in ("class", "parameters", "fingerprint") if key in own}
+    return render(name, facts, metrics, training, ["samples/reconstructions.png"])
 
 
 def pipeline_card(
@@ -65,6 +90,7 @@ def pipeline_card(
     training: Mapping[str, Any],
     condition: str,
     judged: Mapping[str, Any] | None = None,
+    modality: str = "image",
 ) -> str:
     """Return the README.md of a pipeline folder.
 
@@ -74,65 +100,194 @@ def pipeline_card(
         training: the folder's `training.json`.
         condition: of the prior, as `CodePriorConfig` names it.
         judged: figures of samples that somebody or something judged, by name; a row each.
+        modality: of the media.
     """
-    prompts = {"text": '["..."]', "features": '["..."]', "class": "[0]", "codes": "codes", "none": "None"}
-    prompt = prompts[condition]
-    tag = "text-to-image" if condition in ("text", "features") else "unconditional-image-generation"
-    rows = [
-        [i, f"{nats:.3f}", f"{limit:.3f}"]
-        for i, (nats, limit) in enumerate(zip(metrics["nats_per_code"], metrics["ln_codebook_size"], strict=True))
+    facts = {"kind": "pipeline", "modality": modality, "condition": condition, "prompt": metrics.get("prompt")}
+    return render(
+        name, facts, {**metrics, "judged": judged or metrics.get("judged")}, training, ["samples/samples.png"]
+    )
+
+
+def front(fields: Mapping[str, Any]) -> str:
+    """The YAML header with its two lines of dashes."""
+    return f"---\n{yaml.safe_dump(dict(fields), sort_keys=False, allow_unicode=True, width=1000)}---\n"
+
+
+def _header(
+    name: str, facts: Mapping[str, Any], metrics: Mapping[str, Any], training: Mapping[str, Any]
+) -> dict[str, Any]:
+    kind, modality = facts["kind"], facts["modality"]
+    task = _TASKS.get((modality, "tokenizer" if kind == "tokenizer" else facts.get("condition", "")))
+    source = facts.get("base_model")
+    tags = ["vqtok", "vq-vae", *([f"{modality}-tokenization"] if kind == "tokenizer" else [])]
+    fields = {
+        "license": facts.get("license"),
+        "library_name": "vqtok",
+        "pipeline_tag": task,
+        "tags": tags,
+        "datasets": facts.get("datasets"),
+        "base_model": source and source["repo"],
+        "model-index": _results(name, facts, metrics, training, task),
+    }
+    return {key: value for key, value in fields.items() if value}
+
+
+def _results(
+    name: str, facts: Mapping[str, Any], metrics: Mapping[str, Any], training: Mapping[str, Any], task: str | None
+) -> Any:
+    """The figures for the header. Each says under which protocol it was measured, on how many samples."""
+    judged = metrics.get("judged") or {}
+    data = metrics.get("data", {})
+    number = data.get("num_images", metrics.get("held_out_samples"))
+    protocol = metrics.get("protocol", "held-out codes of the tokenizer" if "nats_per_code" in metrics else None)
+    found = [(kind, label, metrics.get(key)) for key, (kind, label) in _METRICS.items()]
+    found += [
+        ("nats_per_code", f"nats per code, level {i}", nats) for i, nats in enumerate(metrics.get("nats_per_code", ()))
     ]
-    return "\n".join(
-        [
-            _front({"library_name": "vqtok", "pipeline_tag": tag, "tags": ["vqtok", "vq-vae"]}),
-            f"# {name}",
+    found += [(key, _label(key), value) for key, value in judged.items() if key.endswith("accuracy")]
+    results = [
+        EvalResult(
+            task_type=task or "feature-extraction",
+            dataset_type=str(_argument(training, "dataset") or "unknown"),
+            dataset_name=f"held-out samples of {_argument(training, 'dataset') or 'the training data'}",
+            metric_type=kind,
+            metric_name=label,
+            metric_value=round(value, 4),
+            metric_args={
+                "protocol": "samples drawn and judged" if kind in judged else protocol,
+                "num_samples": judged.get("num_judged") if kind in judged else number,
+            },
+        )
+        for kind, label, value in found
+        if value is not None
+    ]
+    return eval_results_to_model_index(name, results) if results else None
+
+
+def _about(facts: Mapping[str, Any]) -> str:
+    media = _MEDIA.get(facts["modality"], (f"{facts['modality']}s",))[0]
+    size = f" {facts['parameters']:,} parameters." if facts.get("parameters") else ""
+    if facts["kind"] == "tokenizer":
+        return f"A VQ tokenizer of {media}: they become short grids of integers, and these {media} again.{size}"
+    if facts["kind"] == "model":
+        return f"The weights of a {facts.get('class', 'model')} of vqtok.{size}"
+    whose = "a VQ tokenizer"
+    if source := facts.get("base_model"):
+        address = f"https://huggingface.co/{source['repo']}/tree/{source['revision']}"
+        whose = f"the tokenizer [{source['repo']}]({address}) at revision `{source['revision']}`"
+    return f"A prior over the codes of {whose}; the tokenizer is in this repository, too.{size}"
+
+
+def _snippet(name: str, facts: Mapping[str, Any]) -> list[str]:
+    if facts["kind"] == "tokenizer":
+        _, plural, file = _MEDIA.get(facts["modality"], ("", "texts", "text.txt"))
+        lines = [
+            "from vqtok import VQTokenizer",
             "",
-            "A prior over the codes of a VQ tokenizer, with the tokenizer.",
-            "",
-            "```python",
+            f'tok = VQTokenizer.from_pretrained("{name}")',
+            f'codes = tok.encode(["{file}"])',
+            f"{plural} = tok.decode(codes)",
+        ]
+    elif facts["kind"] == "pipeline":
+        words = f"[{facts.get('prompt') or '...'!r}], "
+        given = {"text": words, "features": words, "class": "[0], ", "codes": "codes, "}.get(facts["condition"], "")
+        lines = [
             "from vqtok import VQPipeline",
             "",
             f'pipe = VQPipeline.from_pretrained("{name}")',
-            f"pictures = pipe({prompt}, num_samples=4, seed=0)",
-            "```",
+            f"samples = pipe({given}num_samples=4, seed=0)".replace("'", '"'),
+        ]
+    else:
+        lines = [
+            "import vqtok.auto",
+            "from transformers import AutoModel",
             "",
-            "![samples](samples/samples.png)",
+            f'model = AutoModel.from_pretrained("{name}")',
+        ]
+    return ["```python", *lines, "```", ""]
+
+
+def _samples(paths: Sequence[str]) -> list[str]:
+    shown = []
+    for path in paths:
+        label = path.rpartition("/")[2].rpartition(".")[0]
+        sound = path.endswith((".wav", ".flac", ".mp3", ".ogg"))
+        shown += [f'<audio controls src="{path}"></audio>' if sound else f"![{label}]({path})", ""]
+    return shown
+
+
+def _measured(metrics: Mapping[str, Any]) -> list[str]:
+    lines: list[str] = []
+    if "psnr_db" in metrics and "data" in metrics:
+        quality = "perfect" if metrics["psnr_db"] is None else f"{metrics['psnr_db']:.2f} dB"
+        lines += [
+            f"PSNR {quality}, SSIM {_number(metrics['ssim'])} at {metrics['bits_per_pixel']:.4g} bits per pixel on "
+            f"{metrics['data']['num_images']} held-out pictures "
+            f"(protocol {metrics['protocol']}, {metrics['date'][:10]}, {_machine(metrics['machine'])}).",
             "",
-            "## Measured",
-            "",
+        ]
+    if "prior_bits_per_pixel" in metrics:
+        rows = [
+            [i, f"{nats:.3f}", f"{limit:.3f}"]
+            for i, (nats, limit) in enumerate(zip(metrics["nats_per_code"], metrics["ln_codebook_size"], strict=True))
+        ]
+        lines += [
             f"On {metrics['held_out_samples']} held-out samples {metrics['prior_bits_per_pixel']:.4f} bits per pixel.",
             "",
             _table(["level", "nats per code", "ln K"], rows),
             "",
-            *_judged(judged or {}),
-            *_training(training),
         ]
-    )
+    if judged := metrics.get("judged"):
+        rows = [[_label(key), f"{v:.4g}" if isinstance(v, float) else v] for key, v in judged.items()]
+        lines += [_table(["figure", "value"], rows), ""]
+    return ["## Measured", "", *lines] if lines else []
 
 
-def _judged(figures: Mapping[str, Any]) -> list[str]:
-    rows = [[key.replace("_", " "), f"{v:.4g}" if isinstance(v, float) else v] for key, v in figures.items()]
-    return [_table(["figure", "value"], rows), ""] if rows else []
+def _codes(facts: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:
+    """The levels, and how well their codes are used where that was measured."""
+    if not (levels := facts.get("levels")):
+        return []
+    health = {key: metrics[key] for key in ("usage", "perplexity", "entropy_bits") if key in metrics}
+    forms = {"usage": "{:.1%}", "perplexity": "{:.1f}", "entropy_bits": "{:.2f}"}
+    residual = any(level["num_codebooks"] > 1 for level in levels)
+    rows = [
+        [
+            i,
+            level["stride"],
+            *([level["num_codebooks"]] if residual else []),
+            level["codebook_size"],
+            *(forms[key].format(values[i]) for key, values in health.items()),
+        ]
+        for i, level in enumerate(levels)
+    ]
+    header = ["level", "stride", *(["codebooks"] if residual else []), "codes", *(_label(key) for key in health)]
+    return ["## Codes", "", _table(header, rows), ""]
 
 
 def _training(training: Mapping[str, Any]) -> list[str]:
-    names = ("config", "dataset", "max_steps", "batch_size", "learning_rate", "mixed_precision", "seed")
-    arguments = training["arguments"]
-    rows = [[name, arguments[name]] for name in names if arguments.get(name) is not None]
-    return ["## Training", "", _table(["argument", "value"], rows), ""]
+    rows = [[name, value] for name in _ARGUMENTS if (value := _argument(training, name)) is not None]
+    return ["## Training", "", _table(["argument", "value"], rows), ""] if rows else []
 
 
-def _front(fields: Mapping[str, Any]) -> str:
-    lines = [
-        f"{key}:\n" + "\n".join(f"- {item}" for item in value) if isinstance(value, list) else f"{key}: {value}"
-        for key, value in fields.items()
-    ]
-    return "\n".join(["---", *lines, "---", ""])
+def _limits(facts: Mapping[str, Any]) -> list[str]:
+    known = f": the fingerprint of this code space is `{facts['fingerprint']}`" if facts.get("fingerprint") else ""
+    text = (
+        f"It knows what its training data looked like, and little else. Codes mean nothing to another tokenizer{known}."
+    )
+    return ["## Limits", "", text, ""]
+
+
+def _argument(training: Mapping[str, Any], name: str) -> Any:
+    return training.get("arguments", {}).get(name)
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     cells = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in row) + " |" for row in cells)
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in cells)
+
+
+def _label(key: str) -> str:
+    return key.replace("_", " ")
 
 
 def _number(value: float | None) -> str:

@@ -14,10 +14,13 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 
+from .errors import HUB_ERRORS, explain
+
 _PACKAGE = Path(__file__).resolve().parents[1]
 # Inside the wheel, and at the top of a checkout.
 _CONFIG_ROOTS = (_PACKAGE / "tokenizers_configs", _PACKAGE.parent / "tokenizers_configs")
-_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+# "name" or "owner/name".
+HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
 def config_folder(name: str | os.PathLike) -> Path:
@@ -75,7 +78,7 @@ def fetch_folder(
         raise OSError(f"{folder} is a file: name the folder it lies in")
     commit = None
     if not folder.is_dir():
-        if isinstance(id_or_folder, os.PathLike) or not _HUB_ID.fullmatch(id_or_folder):
+        if isinstance(id_or_folder, os.PathLike) or not HUB_ID.fullmatch(id_or_folder):
             raise FileNotFoundError(f"there is no folder {folder}: check the path")
         try:
             snapshot = snapshot_download(
@@ -86,11 +89,11 @@ def fetch_folder(
                 local_files_only=local_files_only,
                 allow_patterns=[f"{subfolder}/{pattern}" if subfolder else pattern for pattern in patterns],
             )
-        except (OSError, ValueError) as error:
-            why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        except (*HUB_ERRORS, ValueError) as error:
+            of = f" at revision {revision!r}" if revision else ""
             raise OSError(
-                f"there is no folder {id_or_folder!r} here, and the Hub repository of that name cannot be read ({why}): check the "
-                "name, and whether it is private"
+                f"there is no folder {id_or_folder!r} here, and the Hub repository of that name{of} cannot be read: "
+                f"{explain(error, 'load')}"
             ) from error
         folder = Path(snapshot)
         commit = folder.name

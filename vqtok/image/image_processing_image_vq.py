@@ -3,6 +3,7 @@
 import difflib
 import os
 import struct
+import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -155,12 +156,15 @@ class ImageVQImageProcessor(BaseImageProcessor):
             "colours": "8 bits, opacity on white, EXIF rotation applied",
         }
 
-    def prepare(self, image: Image.Image | np.ndarray | str | os.PathLike) -> tuple[Tensor, tuple[int, int]]:
+    def prepare(
+        self, image: Image.Image | np.ndarray | str | os.PathLike, max_pixels: int | None = None
+    ) -> tuple[Tensor, tuple[int, int]]:
         """One picture as the model wants it.
 
         Args:
             image: a PIL picture, a uint8 array (see `to_rgb`), or the path of a file that PIL reads; of an animation its first
                 frame. Nothing is downloaded.
+            max_pixels: another bound than the processor's, for this call.
 
         Returns:
             pixels: float32 `(C, H', W')` in [-1, 1], sides padded to multiples of the stride.
@@ -172,11 +176,12 @@ class ImageVQImageProcessor(BaseImageProcessor):
                 stride or more pixels than `max_pixels`; or see `to_rgb`.
             TypeError: anything else than a picture, an array or a path.
         """
+        most = self.max_pixels if max_pixels is None else max_pixels
         what = f"the picture {image}" if isinstance(image, (str, os.PathLike)) else "a picture"
         if isinstance(image, (str, os.PathLike)):
-            picture = self._read(image)
+            picture = self._read(image, most)
         else:
-            self._check_pixels(image, what)
+            _check_pixels(image, what, most)
             picture = to_rgb(image)
         width, height = picture.size
         if min(width, height) < self.stride:
@@ -241,7 +246,7 @@ class ImageVQImageProcessor(BaseImageProcessor):
             Image.fromarray(np.ascontiguousarray(array[..., 0] if array.shape[-1] == 1 else array)) for array in cut
         ]
 
-    def _read(self, path: str | os.PathLike) -> Image.Image:
+    def _read(self, path: str | os.PathLike, most: int) -> Image.Image:
         """The first frame of a file, as RGB."""
         if isinstance(path, str) and path.startswith(("http://", "https://")):
             raise ValueError(
@@ -254,8 +259,8 @@ class ImageVQImageProcessor(BaseImageProcessor):
             # The warning about large pictures would come below our own bound, which is an error and names both numbers.
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-                with Image.open(path) as image:
-                    self._check_pixels(image, "it")
+                with _open(path, most) as image:
+                    _check_pixels(image, "it", most)
                     return to_rgb(image)
         except IsADirectoryError:
             raise ValueError(f"{path} is a folder: name a picture in it") from None
@@ -267,15 +272,32 @@ class ImageVQImageProcessor(BaseImageProcessor):
             reason = str(error) or type(error).__name__
             raise ValueError(f"cannot read the picture {path}: {reason}") from error
 
-    def _check_pixels(self, image: Any, what: str) -> None:
-        if isinstance(image, Image.Image):
-            width, height = image.size
-        elif isinstance(image, np.ndarray) and image.ndim >= 2:
-            height, width = image.shape[:2]
-        else:
-            return
-        if width * height > self.max_pixels:
-            raise ValueError(
-                f"{what} has {width}x{height} = {width * height:,} pixels, more than the limit of {self.max_pixels:,}: "
-                "make it smaller, or raise max_pixels of the processor"
-            )
+
+# PIL's own bound is one number for the whole process. It is lifted only while a file with a higher one is opened.
+_PIL_BOUND = threading.Lock()
+
+
+def _open(path: Path, most: int) -> Image.Image:
+    """The picture of a file, not yet decoded."""
+    if most <= MAX_PIXELS:
+        return Image.open(path)
+    with _PIL_BOUND:
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, most
+        try:
+            return Image.open(path)
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
+def _check_pixels(image: Any, what: str, most: int) -> None:
+    if isinstance(image, Image.Image):
+        width, height = image.size
+    elif isinstance(image, np.ndarray) and image.ndim >= 2:
+        height, width = image.shape[:2]
+    else:
+        return
+    if width * height > most:
+        raise ValueError(
+            f"{what} has {width}x{height} = {width * height:,} pixels, more than the limit of {most:,}: "
+            "make it smaller, or raise max_pixels in this call"
+        )

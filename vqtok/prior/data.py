@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vqtok.codes import CodeLayout, Codes, check_range
-from vqtok.files import write_json, write_with
+from vqtok.files import read_json, write_json, write_with
 from vqtok.fingerprint import check_fingerprint
 
 from .sequence import pad_conditions, pad_features
@@ -21,6 +20,7 @@ from .sequence import pad_conditions, pad_features
 FORMAT = 1
 MANIFEST = "manifest.json"
 CONDITION = "condition"  # the column of a sample's condition, where that is a sample of another code cache
+MAX_CODES_PER_SHARD = 1 << 30
 
 
 def write_code_cache(
@@ -87,12 +87,11 @@ class CodeDataset(Dataset):
         sizes: int64 `(num_samples, ndim)`.
 
     Raises:
-        ValueError: no manifest, a manifest of a newer format, a shard that is missing or does not fit it, codes out of range.
+        ValueError: no manifest, a manifest that makes no sense or is of a newer format, a shard that is missing, lies elsewhere or
+            does not fit it, codes out of range or of another number than their grid has.
     """
 
     def __init__(self, folder: str | Path):
-        import pyarrow.parquet as parquet
-
         folder = Path(folder)
         self.manifest = read_manifest(folder)
         self.layout = CodeLayout.from_dict(self.manifest["layout"])
@@ -101,28 +100,13 @@ class CodeDataset(Dataset):
         sizes: list[np.ndarray] = []
         self.columns: dict[str, Any] = {}
         for shard in self.manifest["shards"]:
-            try:
-                table = parquet.read_table(folder / shard["file"])
-            except (OSError, ValueError) as error:
-                raise ValueError(f"{folder / shard['file']} cannot be read ({error}): encode again") from None
-            if table.num_rows != shard["num_samples"]:
-                raise ValueError(
-                    f"{folder / shard['file']} has {table.num_rows} rows, the manifest says {shard['num_samples']}"
-                )
-            sizes.append(np.stack([table[f"size_{axis}"].to_numpy() for axis in range(self.layout.ndim)], 1))
-            for index, rows in enumerate(self._levels):
-                column = table[f"level_{index}"].combine_chunks()
-                values, offsets = column.values.to_numpy(), column.offsets.to_numpy()
-                check_range(
-                    torch.from_numpy(values.astype(np.int64)),
-                    self.layout.levels[index].codebook_size,
-                    f"{shard['file']} level {index}",
-                )
-                rows += [values[a:b] for a, b in zip(offsets, offsets[1:], strict=False)]
-            for name in table.column_names:
-                if not name.startswith(("level_", "size_")):
-                    self.columns.setdefault(name, []).extend(table[name].to_pylist())
-        self.sizes = np.concatenate(sizes).astype(np.int64)
+            part = _read_shard(folder / shard["file"], shard["num_samples"], self.layout)
+            sizes.append(part.sizes)
+            for rows, new in zip(self._levels, part.levels, strict=True):
+                rows += new
+            for name, values in part.columns.items():
+                self.columns.setdefault(name, []).extend(values)
+        self.sizes = np.concatenate(sizes)
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -167,16 +151,27 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     """The manifest of a code cache.
 
     Raises:
-        ValueError: there is none, or it is of a newer format.
+        ValueError: there is none, it is of a newer format, or it makes no sense.
     """
     path = Path(folder) / MANIFEST
     if not path.exists():
         raise ValueError(f"{folder} is no code cache (it has no {MANIFEST}): make one with examples/encode_dataset.py")
-    manifest = json.loads(path.read_text(encoding="utf-8"))
-    if manifest.get("vqtok_format", 0) > FORMAT:
-        raise ValueError(
-            f"{path} has vqtok_format {manifest['vqtok_format']}, this vqtok knows {FORMAT}: upgrade vqtok"
-        )
+    manifest = read_json(path)
+    version = manifest.get("vqtok_format", 0)
+    if not isinstance(version, int) or version > FORMAT:
+        raise ValueError(f"{path} has vqtok_format {version!r}, this vqtok knows {FORMAT}: upgrade vqtok")
+    try:
+        CodeLayout.from_dict(manifest["layout"])
+        shards = [(shard["file"], shard["num_samples"]) for shard in manifest["shards"]]
+        if not isinstance(manifest["fingerprint"], str) or not shards:
+            raise ValueError("it names no code space or no shard")
+        for file, rows in shards:
+            if type(file) is not str or not file or Path(file).name != file or "\\" in file or ":" in file:
+                raise ValueError(f"a shard must be a file beside it, got {file!r}")
+            if type(rows) is not int or rows < 0:
+                raise ValueError(f"num_samples {rows!r}")
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{path} makes no sense ({type(error).__name__}: {error}): encode again") from None
     return manifest
 
 
@@ -214,6 +209,91 @@ def _stack(level: Sequence[Tensor]) -> Tensor:
     for row, codes in zip(out, level, strict=True):
         row[(slice(None), *map(slice, codes.shape[1:]))] = codes
     return out
+
+
+class _Shard(NamedTuple):
+    sizes: np.ndarray
+    levels: list[list[np.ndarray]]
+    columns: dict[str, list[Any]]
+
+
+def _read_shard(path: Path, num_samples: int, layout: CodeLayout) -> _Shard:
+    """A shard, checked against manifest and layout. Sizes come first: they say how many codes may follow."""
+    import pyarrow as arrow
+    import pyarrow.parquet as parquet
+
+    axes, levels = (
+        [f"{what}_{i}" for i in range(n)] for what, n in (("size", layout.ndim), ("level", len(layout.levels)))
+    )
+    try:
+        with parquet.ParquetFile(path) as file:
+            if file.metadata.num_rows != num_samples:
+                raise ValueError(f"it has {file.metadata.num_rows} rows, the manifest says {num_samples}")
+            _check_columns(file.schema_arrow, axes, levels)
+            table = file.read(columns=axes, use_threads=False)
+            sizes = np.stack([_integers(table[axis].combine_chunks(), axis) for axis in axes], 1)
+            wanted = _code_counts(sizes, layout)
+            # The metadata of single columns is not asked: of a damaged file pyarrow 26 ends the process there.
+            table = file.read(use_threads=False)
+            rows = [_codes(table[f"level_{i}"], i, wanted[i], layout) for i in range(len(levels))]
+            columns = {name: table[name].to_pylist() for name in table.column_names if name not in (*axes, *levels)}
+    except (OSError, ValueError, LookupError, TypeError, OverflowError, arrow.ArrowException) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path} cannot be read ({reason}): encode again") from None
+    return _Shard(sizes, rows, columns)
+
+
+def _check_columns(schema: Any, axes: list[str], levels: list[str]) -> None:
+    import pyarrow.types as kinds
+
+    if len(set(schema.names)) < len(schema.names):
+        raise ValueError("two columns have one name")
+    for name in (*axes, *levels):
+        if name not in schema.names:
+            raise ValueError(f"it has no column {name!r}")
+        kind = schema.field(name).type
+        good = kinds.is_list(kind) and kinds.is_integer(kind.value_type) if name in levels else kinds.is_integer(kind)
+        if not good:
+            raise ValueError(f"column {name!r} is of type {kind}")
+
+
+def _integers(array: Any, name: str) -> np.ndarray:
+    if array.null_count:
+        raise ValueError(f"column {name!r} has empty cells")
+    values = array.to_numpy(zero_copy_only=False)
+    if values.size and values.max() > np.iinfo(np.int64).max:
+        raise ValueError(f"column {name!r} holds {values.max()}")
+    return values.astype(np.int64)
+
+
+def _code_counts(sizes: np.ndarray, layout: CodeLayout) -> list[np.ndarray]:
+    """Positions of the grid of each row, per level: bounded, before a code is read."""
+    if sizes.size and (sizes.min() < 1 or sizes.max() > 1 << 31):
+        raise ValueError(f"sizes from {sizes.min()} to {sizes.max()}")
+    padded = -(-sizes // layout.stride) * layout.stride
+    # Floats first: a product of large sizes must not wrap around to a small one.
+    if float(np.prod((padded // layout.levels[-1].stride).astype(np.float64), axis=1).sum()) > MAX_CODES_PER_SHARD:
+        raise ValueError(f"its sizes ask for more than {MAX_CODES_PER_SHARD:,} codes")
+    return [np.prod(padded // level.stride, axis=1) for level in layout.levels]
+
+
+def _codes(column: Any, index: int, positions: np.ndarray, layout: CodeLayout) -> list[np.ndarray]:
+    """The codes of a level, one array per row."""
+    level, array = layout.levels[index], column.combine_chunks()
+    if array.null_count:
+        raise ValueError(f"level {index} has empty cells")
+    lengths = np.diff(array.offsets.to_numpy())
+    depths = lengths // positions
+    if len(lengths) and ((lengths != depths * positions).any() or depths.min() != depths.max()):
+        raise ValueError(f"level {index} has rows whose codes do not fill their grids")
+    if len(lengths) and not 1 <= depths[0] <= level.num_codebooks:
+        raise ValueError(f"level {index} has {depths[0]} codes per position, the layout {level.num_codebooks}")
+    values = array.flatten()
+    if values.null_count:
+        raise ValueError(f"level {index} has empty codes")
+    flat = values.to_numpy(zero_copy_only=False)
+    check_range(torch.from_numpy(flat.astype(np.int64)), level.codebook_size, f"level {index}")
+    return np.split(flat, np.cumsum(lengths)[:-1]) if len(lengths) else []
 
 
 def _row(sample: Codes, extra: dict[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from transformers import AutoModel, GenerationConfig, PreTrainedModel
 from transformers import initialization as init
 
+from vqtok.hub.publish import PublishedModel
 from vqtok.modeling import load_checked
 
 from .checks import check_condition, check_features
@@ -81,7 +82,7 @@ class BatchCondition(NamedTuple):
     told_BL: Tensor
 
 
-class CodePriorPreTrainedModel(PreTrainedModel):
+class CodePriorPreTrainedModel(PublishedModel, PreTrainedModel):
     """The parts, and how they are initialised, saved and loaded."""
 
     config: CodePriorConfig
