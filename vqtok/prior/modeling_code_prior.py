@@ -15,12 +15,12 @@ from transformers import AutoModel
 
 from vqtok.outputs import CodePriorOutput
 
-from .checks import check_codes, check_condition
+from .checks import check_codes
 from .configuration_code_prior import CodePriorConfig
-from .drawing import CodeDrawingMixin
+from .drawing import StepDrawingMixin
 from .generation import CodeGenerationMixin
 from .network import CodePriorPreTrainedModel, UnitVectors, attention_bias
-from .sequence import OrderTable, Run, Windows, as_slice, flatten, replace_conditions
+from .sequence import OrderTable, Run, Windows, as_slice, flatten
 
 
 class _Sequence(NamedTuple):
@@ -58,7 +58,7 @@ class _Runs(NamedTuple):
     order_N: Tensor
 
 
-class CodePriorModel(CodePriorPreTrainedModel, CodeDrawingMixin, CodeGenerationMixin):
+class CodePriorModel(CodePriorPreTrainedModel, StepDrawingMixin, CodeGenerationMixin):
     """A prior over codes: trains on them (`forward`), draws them (`sample_codes`), tells how likely they are (`score`).
 
     Example:
@@ -126,15 +126,7 @@ class CodePriorModel(CodePriorPreTrainedModel, CodeDrawingMixin, CodeGenerationM
             return self._forward_ids(input_ids, attention_mask, past_key_values, history_ids, use_cache)
         check_codes(codes, sizes, self.config)
         batch = len(codes[0])
-        if condition_ids is None:
-            ids_BL = torch.full((batch, 1), self.null_id, device=self.device)
-            mask_BL = torch.ones_like(ids_BL, dtype=torch.bool)
-        else:
-            ids_BL, mask_BL = check_condition(condition_ids.to(self.device), condition_mask, batch, self.config)
-            null_B = ~mask_BL[:, -1]
-            if self.training and self.config.condition_dropout:
-                null_B = null_B | (torch.rand(batch) < self.config.condition_dropout).to(self.device)
-            ids_BL, mask_BL = replace_conditions(ids_BL, mask_BL, null_B, self.null_id)
+        ids_BL, mask_BL = self._condition_ids(condition_ids, condition_mask, batch)
         sequence = self._sequence(codes, sizes, self.get_input_embeddings()(ids_BL), mask_BL)
         first, last = 0, sequence.units
         if self._windows is not None:

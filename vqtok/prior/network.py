@@ -26,9 +26,10 @@ from transformers import initialization as init
 
 from vqtok.modeling import load_checked
 
+from .checks import check_condition
 from .conditioner import LevelConditioner
 from .configuration_code_prior import CodePriorConfig
-from .sequence import OrderTable, Shapes, order_table
+from .sequence import OrderTable, Shapes, order_table, replace_conditions
 
 
 class PlaceEmbedding(nn.Module):
@@ -212,6 +213,17 @@ class CodePriorPreTrainedModel(PreTrainedModel):
 
     # -- inputs
 
+    def _condition_ids(self, ids: Tensor | None, mask: Tensor | None, batch: int) -> tuple[Tensor, Tensor]:
+        """Ids and mask `(B, L)` of conditions, the null condition where there is none, and by chance in training."""
+        if ids is None:
+            ids_BL = torch.full((batch, 1), self.null_id, device=self.device)
+            return ids_BL, torch.ones_like(ids_BL, dtype=torch.bool)
+        ids_BL, mask_BL = check_condition(ids.to(self.device), mask, batch, self.config)
+        null_B = ~mask_BL[:, -1]
+        if self.training and self.config.condition_dropout:
+            null_B = null_B | (torch.rand(batch) < self.config.condition_dropout).to(self.device)
+        return replace_conditions(ids_BL, mask_BL, null_B, self.null_id)
+
     def _prompt(
         self, condition_BLM: Tensor, prefix_T: Tensor, vectors: UnitVectors, given_BUM: Tensor | None, shifted: bool
     ) -> Tensor:
@@ -260,17 +272,20 @@ class CodePriorPreTrainedModel(PreTrainedModel):
 
     # -- outputs
 
-    def _run(self, x_BTM: Tensor, start: int, mask: Tensor | None) -> Tensor:
+    def _run(self, x_BTM: Tensor, start: int, mask: Tensor | None, position_T: Tensor | None = None) -> Tensor:
         """Hidden states `(B, T, M)` of input vectors, the first of which stands at position `start`.
 
         Args:
             mask: `(B, T)`, false for padding; or what `attention_bias` returns; None if nothing is padding.
+            position_T: where each token stands, where that is not one after another.
         """
-        self._check_length(start + x_BTM.shape[1])
+        if position_T is None:
+            position_T = torch.arange(start, start + x_BTM.shape[1], device=x_BTM.device)
+            self._check_length(start + x_BTM.shape[1])
         return self.backbone(
             inputs_embeds=x_BTM,
             attention_mask=mask.long() if mask is not None and mask.ndim == 2 else mask,
-            position_ids=torch.arange(start, start + x_BTM.shape[1], device=x_BTM.device)[None],
+            position_ids=position_T[None],
             use_cache=False,
         ).last_hidden_state
 
