@@ -8,8 +8,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from PIL import Image
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from vqtok.auto import VQTokenizer
@@ -17,7 +19,7 @@ from vqtok.auto.rooms import quiet
 from vqtok.files import write_json
 from vqtok.fingerprint import check_fingerprint
 from vqtok.hub.folders import fetch_folder, replace_files
-from vqtok.prior import PRIORS, CodePriorModel, encode_prompts
+from vqtok.prior import PRIORS, CodePriorModel, Known, encode_prompts
 from vqtok.prior.text import from_ranges, to_ranges
 
 FORMAT = 1
@@ -156,6 +158,8 @@ class VQPipeline:
         prompts: str | int | Sequence[str | int | None] | None = None,
         num_samples: int = 1,
         seed: int | None = None,
+        media: Any = None,
+        keep: Any = None,
         **sampling: Any,
     ) -> list[Any]:
         """Return media, `num_samples` of the first prompt, then of the second, and so on.
@@ -164,14 +168,31 @@ class VQPipeline:
             prompts: texts or class labels, as the prior's condition is; None, as a whole or as an entry, for media without condition.
             num_samples: per prompt.
             seed: the same seed gives the same media, whatever is drawn beside them; None draws one.
+            media: what is edited or completed, one item for all prompts or one per prompt, as `VQTokenizer.encode` takes them.
+            keep: which part of `media` stays, true or white where it does: a picture, or bool `(*size)` or one for each of the media
+                `(B, *size)` in pixels or samples. Codes are drawn anew where any of their cell is not kept. None keeps everything,
+                for `sizes` larger than the media.
             sampling: `sizes`, `guidance_scale`, `temperature`, `top_k`, `top_p`, `batch_size` of `CodePriorModel.sample_codes`;
                 what is not given comes from `generation_config.json`.
 
         Raises:
             ValueError: a prompt that is empty, too long, or has a word that the captions never had; a value out of range.
         """
+        if media is not None:
+            sampling["known"] = self._known(media, keep)
+        elif keep is not None:
+            raise ValueError("keep says which part of the given media stays: give media too")
         codes = self.prior.sample_codes(self._condition(prompts), num_samples=num_samples, seed=seed, **sampling)
         return self.vq_tokenizer.decode(codes)
+
+    def _known(self, media: Any, keep: Any) -> Known:
+        """Codes of media, and which of them stay."""
+        codes = self.vq_tokenizer.encode(media)
+        if keep is None:
+            return Known(codes)
+        if isinstance(keep, Image.Image):
+            keep = np.asarray(keep.convert("L")) > 127
+        return Known.where(codes, torch.as_tensor(keep))
 
     def _condition(self, prompts: Any) -> list[Any] | None:
         if prompts is None:
