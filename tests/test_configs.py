@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from vqtok import CodePriorConfig, CodePriorModel, VQTokenizer
+from vqtok import VQTokenizer
 from vqtok.image import ImageVQConfig, ImageVQModel
+from vqtok.prior import PRIORS
 from vqtok.training import TrainingArguments, parse_arguments
 
 ROOT = Path(__file__).resolve().parent.parent / "tokenizers_configs"
@@ -23,7 +24,7 @@ IMAGE = {
 
 
 def test_every_folder_is_named_here():
-    assert set(IMAGE) | {"prior/digits"} == set(FOLDERS)
+    assert set(IMAGE) | {"prior/digits", "prior/digits-masked"} == set(FOLDERS)
 
 
 @pytest.mark.parametrize("name", IMAGE)
@@ -44,12 +45,12 @@ def test_the_large_config_has_the_codes_of_the_paper():
     assert [level.codebook_size for level in layout.levels] == [512, 512]
 
 
-def test_the_prior_config_builds_once_the_codes_are_known():
-    recipe = json.loads((ROOT / "prior/digits/config.json").read_text())
+@pytest.mark.parametrize("name", ["prior/digits", "prior/digits-masked"])
+def test_a_prior_config_builds_once_the_codes_are_known(name):
+    recipe = json.loads((ROOT / name / "config.json").read_text())
     layout = ImageVQConfig.from_pretrained(ROOT / "image/vqvae2-digits").layout
-    model = CodePriorModel(
-        CodePriorConfig(**recipe, layout=layout.to_dict(), text_size=300, max_text_length=32, max_grid=4)
-    )
+    config_class, model_class = PRIORS[recipe.pop("model_type")]
+    model = model_class(config_class(**recipe, layout=layout.to_dict(), text_size=300, max_text_length=32, max_grid=4))
     assert 1e6 < sum(p.numel() for p in model.parameters()) < 3e6
 
 
