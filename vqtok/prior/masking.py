@@ -15,34 +15,29 @@ import torch
 from torch import Tensor
 
 
-def split_passes(num_passes: int | Sequence[int], counts: Sequence[int]) -> tuple[int, ...]:
-    """Return the passes of each level, at least one each, together `num_passes`: more for levels of more codes, by their square root.
+def split_passes(num_passes: int | Sequence[int], num_levels: int) -> tuple[int, ...]:
+    """Return the passes of each level: equally many, and what is left over for the finest.
 
     Args:
         num_passes: of all levels together, or one number per level, which is what is returned.
-        counts: codes of each level.
 
     Example:
-        >>> split_passes(12, [36, 144]), split_passes([8, 2], [36, 144]), split_passes(2, [1, 10_000])
-        ((4, 8), (8, 2), (1, 1))
+        >>> split_passes(12, 2), split_passes(8, 3), split_passes([8, 2], 2)
+        ((6, 6), (2, 2, 4), (8, 2))
 
     Raises:
         ValueError: fewer passes than levels, or another number of levels.
     """
     if isinstance(num_passes, Sequence):
-        if len(num_passes) != len(counts):
+        if len(num_passes) != num_levels:
             raise ValueError(
-                f"num_passes {list(num_passes)} names {len(num_passes)} levels, this prior predicts {len(counts)}"
+                f"num_passes {list(num_passes)} names {len(num_passes)} levels, this prior predicts {num_levels}"
             )
         return tuple(num_passes)
-    if num_passes < len(counts):
-        raise ValueError(f"num_passes {num_passes} is too few for {len(counts)} levels: each takes at least one")
-    weights = [math.sqrt(count) for count in counts]
-    passes = [1] * len(counts)
-    for _ in range(num_passes - len(counts)):  # the next pass goes where the most codes fall on one
-        neediest = max(range(len(counts)), key=lambda level: weights[level] / (passes[level] + 0.5))
-        passes[neediest] += 1
-    return tuple(passes)
+    if num_passes < num_levels:
+        raise ValueError(f"num_passes {num_passes} is too few for {num_levels} levels: each takes at least one")
+    each, left = divmod(num_passes, num_levels)
+    return (each,) * (num_levels - 1) + (each + left,)
 
 
 def masked_after(count: int, done: int, passes: int) -> int:

@@ -132,8 +132,7 @@ class Unmasking:
 
     def split(self, num_passes: int | Sequence[int]) -> list[tuple[slice, int]]:
         """The positions and the passes of each level."""
-        passes = split_passes(num_passes, [here.stop - here.start for here in self.levels])
-        return list(zip(self.levels, passes, strict=True))
+        return list(zip(self.levels, split_passes(num_passes, len(self.levels)), strict=True))
 
 
 class Filling:
