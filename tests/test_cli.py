@@ -17,7 +17,7 @@ from tests.tiny import make_tokenizer, picture
 from vqtok import cli
 from vqtok.auto import VQTokenizer
 from vqtok.codes import Codes
-from vqtok.prior import CodePriorConfig, CodePriorModel
+from vqtok.prior import PRIORS
 
 
 @pytest.fixture(scope="module")
@@ -159,14 +159,16 @@ def test_generate(run, tmp_path, monkeypatch, refuse):
     assert calls[-1][0] is None and (tmp_path / "none" / "sample-000.png").exists()
 
 
-def test_generate_and_info_of_a_real_pipeline(run, refuse, tmp_path):
+@pytest.mark.parametrize("model_type", PRIORS)
+def test_generate_and_info_of_a_real_pipeline(run, refuse, tmp_path, model_type):
     tokenizer = make_tokenizer()
     backbone = {"model_type": "gpt2", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = CodePriorConfig(
+    config_class, model_class = PRIORS[model_type]
+    config = config_class(
         layout=tokenizer.layout.to_dict(), condition="class", text_size=5, backbone_config=backbone, max_grid=2
     )
     torch.manual_seed(0)
-    vqtok.VQPipeline(CodePriorModel(config), tokenizer).save_pretrained(tmp_path / "pipe")
+    vqtok.VQPipeline(model_class(config), tokenizer).save_pretrained(tmp_path / "pipe")
     status, out, _ = run("info", tmp_path / "pipe")
     assert status == 0 and "condition: 5 classes" in out and "level 0: 1 code of 16" in out
     for folder in ("one", "two"):

@@ -28,6 +28,7 @@ IMAGE = {
 # name: the tokenizer whose codes it is made for
 PRIOR = {
     "prior/digits": "image/vqvae2-digits",
+    "prior/digits-masked": "image/vqvae2-digits",
     "prior/digits-top": "image/vqvae2-digits",
     "prior/digits-bottom": "image/vqvae2-digits",
     "prior/digits-delay": "image/residual-digits",

@@ -17,7 +17,7 @@ from transformers import T5Config, T5EncoderModel
 
 from examples import encode_dataset, generate, train_prior, train_tokenizer
 from vqtok import VQPipeline, VQTokenizer
-from vqtok.prior import train_text_tokenizer
+from vqtok.prior import MaskedCodePriorModel, train_text_tokenizer
 from vqtok.prior.data import CodeDataset
 from vqtok.prior.features import TextEncoder
 
@@ -129,6 +129,20 @@ def test_a_finished_prior_started_again_changes_nothing(made):
     train_prior.main([*prior, *TINY_PRIOR, *QUICK, "--output_dir", str(made / "pipeline")])
     after = load_file(made / "pipeline" / "model.safetensors")
     assert all(bool((before[name] == after[name]).all()) for name in before)
+
+
+def test_a_masked_prior_trains_by_its_recipe(made, tmp_path):
+    prior = ["--config", "prior/digits-masked", "--tokenizer", str(made / "tokenizer"), "--codes", str(made / "codes")]
+    metrics = train_prior.main([*prior, *TINY_PRIOR, *QUICK, "--output_dir", str(tmp_path / "masked")])
+    assert all(
+        0 < nats < 1.5 * limit
+        for nats, limit in zip(metrics["nats_per_code"], metrics["ln_codebook_size"], strict=True)
+    )
+    pipeline = VQPipeline.from_pretrained(tmp_path / "masked")
+    recipe = json.loads((ROOT / "tokenizers_configs/prior/digits-masked/generation_config.json").read_text())
+    assert type(pipeline.prior) is MaskedCodePriorModel
+    assert {name: getattr(pipeline.prior.generation_config, name) for name in recipe} == recipe
+    assert pipeline(["a red three top left"], seed=0, sizes=(32, 32))[0].size == (32, 32)
 
 
 def test_generate_writes_pictures(made, tmp_path):
@@ -270,11 +284,13 @@ def test_bad_flags_are_one_sentence_and_write_nothing(flags, words, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", ["train_tokenizer", "train_prior"])
+@pytest.mark.parametrize("script", ["train_tokenizer", "train_prior", "train_prior masked"])
 def test_kill_minus_nine_and_the_same_command_again_ends_with_equal_weights(script, made, tmp_path):
     """In real processes: one that is never stopped, and one killed while it trains."""
     prior = ["--config", "prior/digits", "--tokenizer", str(made / "tokenizer"), "--codes", str(made / "codes")]
-    flags = {"train_tokenizer": TINY_TOKENIZER, "train_prior": [*prior, *TINY_PRIOR]}[script]
+    flags = TINY_TOKENIZER if script == "train_tokenizer" else [*prior, *TINY_PRIOR]
+    if script.endswith(" masked"):
+        script, flags[1] = "train_prior", "prior/digits-masked"
 
     def command(folder):
         steps = ["--max_steps", "40", "--save_every", "5"]

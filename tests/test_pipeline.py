@@ -7,13 +7,21 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import AutoModel
 
 from vqtok import VQPipeline, VQTokenizer
 from vqtok.image.configuration_image_vq import ImageVQConfig
 from vqtok.image.image_processing_image_vq import ImageVQImageProcessor
 from vqtok.image.modeling_image_vq import ImageVQModel
-from vqtok.prior import CodePriorConfig, CodePriorModel, encode_prompts, train_text_tokenizer
+from vqtok.prior import (
+    PRIORS,
+    CodePriorConfig,
+    CodePriorModel,
+    MaskedCodePriorModel,
+    encode_prompts,
+    train_text_tokenizer,
+)
 from vqtok.prior.text import seen_token_ids
 
 CAPTIONS = [f"a {colour} {digit}" for colour in ("red", "green", "blue") for digit in ("zero", "three", "seven")]
@@ -38,16 +46,17 @@ def make_vq_tokenizer(folder, seed=0):
     return VQTokenizer.from_pretrained(folder)
 
 
-def make_prior(vq_tokenizer, **fields):
+def make_prior(vq_tokenizer, model_type="vqtok_prior", **fields):
     torch.manual_seed(1)
-    config = CodePriorConfig(
+    config_class, model_class = PRIORS[model_type]
+    config = config_class(
         layout=vq_tokenizer.layout.to_dict(),
         fingerprint=vq_tokenizer.fingerprint,
         max_grid=4,
         backbone_config=BACKBONE,
         **fields,
     )
-    prior = CodePriorModel(config).eval()
+    prior = model_class(config).eval()
     with torch.no_grad():
         for name, value in prior.named_parameters():
             if "norm" not in name:
@@ -257,3 +266,66 @@ def test_damaged_folders_are_named(pipe, tmp_path, damage, error, message):
 def test_no_such_folder(tmp_path):
     with pytest.raises(OSError, match="there is no folder"):
         VQPipeline.from_pretrained(tmp_path / "nowhere")
+
+
+# -- masked priors and editing
+
+
+def noise(height, width, seed):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def test_a_pipeline_of_a_masked_prior_draws_the_same_pixels_after_saving(vq_tokenizer, tmp_path):
+    prior = make_prior(vq_tokenizer, "vqtok_masked_prior", condition="class", text_size=5)
+    prior.generation_config.num_passes = 5
+    pipe = VQPipeline(prior, vq_tokenizer)
+    pipe.save_pretrained(tmp_path / "pipeline")
+    again = VQPipeline.from_pretrained(tmp_path / "pipeline")
+    assert type(again.prior) is MaskedCodePriorModel and again.prior.generation_config.num_passes == 5
+    drawn = pipe([1, 2], num_samples=2, seed=3, guidance_scale=2.0)
+    assert pixels(drawn) == pixels(again([1, 2], num_samples=2, seed=3, guidance_scale=2.0))
+    assert pixels(pipe([1], seed=3, num_passes=2, **SIZE)) == pixels(again([1], seed=3, num_passes=2, **SIZE))
+    half = VQPipeline.from_pretrained(tmp_path / "pipeline", dtype=torch.bfloat16)
+    assert half([1], seed=0, **SIZE)[0].size == (24, 16)
+
+
+@pytest.mark.parametrize("model_type", PRIORS)
+def test_media_are_edited_where_they_are_not_kept(vq_tokenizer, model_type):
+    """The codes of what is kept stay; both kinds of prior draw the rest."""
+    pipe = VQPipeline(make_prior(vq_tokenizer, model_type, condition="class", text_size=5), vq_tokenizer)
+    picture, keep = noise(16, 24, 0), np.zeros((16, 24), dtype=bool)
+    keep[:, :12] = True  # the second column of coarse cells is cut in half
+    before = vq_tokenizer.encode(picture)
+    known = pipe._known(picture, keep)
+    assert known.keep[0][0].tolist() == [[True, False, False]] * 2
+    assert known.keep[1][0].tolist() == [[True] * 3 + [False] * 3] * 4
+    codes = pipe.prior.sample_codes([3], known=known, seed=1)
+    for got, given, kept in zip(codes.levels, before.levels, known.keep, strict=True):
+        assert torch.equal(got[0, 0][kept[0]], given[0, 0][kept[0]]) and not torch.equal(got, given)
+    edited = pipe(3, media=picture, keep=keep, seed=1)
+    assert [one.size for one in edited] == [(24, 16)] and pixels(edited) == pixels(vq_tokenizer.decode(codes))
+    mask = Image.fromarray(keep.astype(np.uint8) * 255)
+    for other in (mask, mask.convert("1"), torch.from_numpy(keep), keep[None]):
+        assert pixels(pipe(3, media=Image.fromarray(picture), keep=other, seed=1)) == pixels(edited)
+    several = pipe([3, 1], num_samples=2, media=picture, keep=keep, seed=1)
+    assert len(several) == 4 and pixels(several[:1]) == pixels(edited)
+    each = pipe([3, 1], media=[picture, noise(16, 24, 1)], keep=keep, seed=1)
+    assert pixels(each[:1]) == pixels(edited) and pixels(each[1:]) != pixels(several[1:2])
+    assert pixels(pipe(3, media=picture, seed=1)) == pixels(vq_tokenizer.decode(before)), "all is kept"
+    assert pipe(3, media=picture, sizes=(16, 32), seed=1)[0].size == (32, 16)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"keep": np.ones((16, 24), dtype=bool)}, "give media too"),
+        ({"media": noise(16, 24, 0), "keep": np.ones((16, 16), dtype=bool)}, r"the size of the media, \(16, 24\)"),
+        ({"media": noise(16, 24, 0), "keep": np.ones((16, 24))}, "is bool"),
+        ({"media": noise(16, 24, 0), "sizes": (8, 8)}, "does not fit into"),
+        ({"media": [noise(16, 24, 0)] * 3, "prompts": [1, 2]}, "3 known samples for 2 conditions"),
+    ],
+)
+def test_edits_that_do_not_fit_are_named(vq_tokenizer, arguments, words):
+    pipe = VQPipeline(make_prior(vq_tokenizer, condition="class", text_size=5), vq_tokenizer)
+    with pytest.raises(ValueError, match=words):
+        pipe(**{"prompts": 3, "seed": 0, **arguments})

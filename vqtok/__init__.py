@@ -24,6 +24,8 @@ _HOME = {
     "ImageVQModel": "vqtok.image",
     "CodePriorConfig": "vqtok.prior",
     "CodePriorModel": "vqtok.prior",
+    "MaskedCodePriorConfig": "vqtok.prior",
+    "MaskedCodePriorModel": "vqtok.prior",
 }
 __all__ = [
     "CodeLayout",
@@ -35,6 +37,8 @@ __all__ = [
     "ImageVQImageProcessor",
     "ImageVQModel",
     "LevelLayout",
+    "MaskedCodePriorConfig",
+    "MaskedCodePriorModel",
     "VQPipeline",
     "VQTokenizer",
     "__version__",
@@ -45,7 +49,7 @@ if TYPE_CHECKING:
     from vqtok.codes import CodeLayout, Codes, LevelLayout
     from vqtok.image import ImageVQConfig, ImageVQImageProcessor, ImageVQModel
     from vqtok.pipeline import VQPipeline
-    from vqtok.prior import CodePriorConfig, CodePriorModel
+    from vqtok.prior import CodePriorConfig, CodePriorModel, MaskedCodePriorConfig, MaskedCodePriorModel
     from vqtok.vocabulary import CodeVocabulary
 
 

@@ -10,8 +10,10 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from PIL import Image
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from vqtok.auto import VQTokenizer
@@ -22,7 +24,7 @@ from vqtok.fingerprint import check_fingerprint
 from vqtok.hub.folders import HUB_ID, fetch_folder, replace_files
 from vqtok.hub.publish import copy_extras, publish
 from vqtok.hub.weights import require_safetensors
-from vqtok.prior import PRIORS, CodeCascade, CodePriorModel, encode_prompts
+from vqtok.prior import PRIORS, CodeCascade, CodePriorModel, Known, encode_prompts
 from vqtok.prior.features import TextEncoder
 from vqtok.prior.reranking import Scorer, best_first, check_keep_best
 from vqtok.prior.text import from_ranges, to_ranges
@@ -233,6 +235,8 @@ class VQPipeline:
         seed: int | None = None,
         rerank: Scorer | None = None,
         keep_best: int | None = None,
+        media: Any = None,
+        keep: Any = None,
         **sampling: Any,
     ) -> list[Any]:
         """Return media, `num_samples` of the first prompt, then of the second, and so on.
@@ -245,16 +249,33 @@ class VQPipeline:
             rerank: scorer(prompts, media) that returns a number for each medium, higher is better; each prompt's media come best first.
                 `prior_scorer` makes one of the prior itself.
             keep_best: how many media of each prompt are returned; None for all.
+            media: what is edited or completed, one item for all prompts or one per prompt, as `VQTokenizer.encode` takes them.
+            keep: which part of `media` stays, true or white where it does: a picture, or bool `(*size)` or one for each of the media
+                `(B, *size)` in pixels or samples. Codes are drawn anew where any of their cell is not kept. None keeps everything,
+                for `sizes` larger than the media.
             sampling: `sizes`, `guidance_scale`, `temperature`, `top_k`, `top_p`, `batch_size` of `CodePriorModel.sample_codes`;
                 what is not given comes from `generation_config.json`.
 
         Raises:
             ValueError: a prompt that is empty, too long, or has a word that the captions never had; a value out of range.
         """
+        if media is not None:
+            sampling["known"] = self._known(media, keep)
+        elif keep is not None:
+            raise ValueError("keep says which part of the given media stays: give media too")
         kept, condition = check_keep_best(keep_best, num_samples, rerank), self._condition(prompts)
         codes = self.prior.sample_codes(condition, num_samples=num_samples, seed=seed, **sampling)
         drawn = self.vq_tokenizer.decode(codes)
         return drawn if rerank is None else best_first(rerank, _as_rows(prompts), drawn, kept)
+
+    def _known(self, media: Any, keep: Any) -> Known:
+        """Codes of media, and which of them stay."""
+        codes = self.vq_tokenizer.encode(media)
+        if keep is None:
+            return Known(codes)
+        if isinstance(keep, Image.Image):
+            keep = np.asarray(keep.convert("L")) > 127
+        return Known.where(codes, torch.as_tensor(keep))
 
     def _condition(self, prompts: Any) -> list[Any] | None:
         if prompts is None:

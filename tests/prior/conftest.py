@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vqtok.prior import CodePriorConfig, CodePriorModel
+from vqtok.prior import CodePriorConfig, CodePriorModel, MaskedCodePriorConfig, MaskedCodePriorModel
 
 BACKBONES = {
     "llama": {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "num_key_value_heads": 1},
@@ -27,12 +27,21 @@ TWO_LEVELS = layout((8, 1, 11), (4, 1, 7))
 @pytest.fixture(scope="session")
 def make_prior():
     """Builds a tiny prior in eval mode; `scale` multiplies its random weights so that its choices are far from uniform."""
+    return _maker(CodePriorConfig, CodePriorModel)
 
+
+@pytest.fixture
+def make_masked():
+    """The same for a masked prior."""
+    return _maker(MaskedCodePriorConfig, MaskedCodePriorModel)
+
+
+def _maker(config_class, model_class):
     def make(levels=TWO_LEVELS, backbone="llama", scale=6.0, layers=2, **fields):
         fields = {"condition": "text", "text_size": 20, "max_text_length": 8, "max_grid": 4, **fields}
         torch.manual_seed(1)
         config = {"model_type": backbone, "num_hidden_layers": layers, **BACKBONES[backbone]}
-        prior = CodePriorModel(CodePriorConfig(layout=levels, backbone_config=config, **fields)).eval()
+        prior = model_class(config_class(layout=levels, backbone_config=config, **fields)).eval()
         with torch.no_grad():
             for name, value in prior.named_parameters():
                 if "norm" not in name and "ln_" not in name:

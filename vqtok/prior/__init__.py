@@ -2,15 +2,20 @@
 
 from .cascade import CodeCascade
 from .configuration_code_prior import CodePriorConfig
+from .configuration_masked_prior import MaskedCodePriorConfig
 from .known import Known
 from .modeling_code_prior import CodePriorModel
+from .modeling_masked_prior import MaskedCodePriorModel
 from .pretrained import prior_from_text_model
 from .sampling import CodeScores, SamplingSettings
 from .sequence import pad_conditions
 from .text import encode_prompts, train_text_tokenizer
 
 # Every kind of prior, by the model_type of its config.
-PRIORS = {CodePriorConfig.model_type: (CodePriorConfig, CodePriorModel)}
+PRIORS = {
+    CodePriorConfig.model_type: (CodePriorConfig, CodePriorModel),
+    MaskedCodePriorConfig.model_type: (MaskedCodePriorConfig, MaskedCodePriorModel),
+}
 
 __all__ = [
     "PRIORS",
@@ -19,6 +24,8 @@ __all__ = [
     "CodePriorModel",
     "CodeScores",
     "Known",
+    "MaskedCodePriorConfig",
+    "MaskedCodePriorModel",
     "SamplingSettings",
     "encode_prompts",
     "pad_conditions",

@@ -41,8 +41,8 @@ class Decoder(Protocol):
 
     def __call__(self, x_BTM: Tensor, mask_BS: Tensor | None, causal: bool = True) -> Tensor: ...
 
-    def restart(self) -> None:
-        """Forget all tokens, for another batch of sequences of the same shape."""
+    def restart(self, seen: int = 0) -> None:
+        """Forget all tokens but the first `seen`."""
 
 
 def decoder_for(backbone: nn.Module, batch: int, length: int, start: int) -> Decoder:
@@ -56,12 +56,16 @@ class CachedDecoder:
     """Any backbone of transformers, with its growing cache. (A static one attends to all of its length at every step.)"""
 
     def __init__(self, backbone: Any, start: int):
-        self.backbone, self.start = backbone, start
-        self.restart()
+        self.backbone, self.start, self.position = backbone, start, start
+        self.cache = DynamicCache(config=backbone.config)
 
-    def restart(self) -> None:
-        """Forget all tokens."""
-        self.position, self.cache = self.start, DynamicCache(config=self.backbone.config)
+    def restart(self, seen: int = 0) -> None:
+        """Forget all tokens but the first `seen`."""
+        if seen == 0:
+            self.cache = DynamicCache(config=self.backbone.config)
+        elif (too_many := self.position - self.start - seen) > 0:
+            self.cache.crop(-too_many)
+        self.position = self.start + seen
 
     def __call__(self, x_BTM: Tensor, mask_BS: Tensor | None, causal: bool = True) -> Tensor:
         batch, length, _ = x_BTM.shape
@@ -128,9 +132,9 @@ class FastDecoder:
         self.seen = 0
         self.layers = [_packed(layer, self.width, batch) for layer in backbone.layers]
 
-    def restart(self) -> None:
-        """Forget all tokens; the cache is written over."""
-        self.seen = 0
+    def restart(self, seen: int = 0) -> None:
+        """Forget all tokens but the first `seen`; the cache is written over."""
+        self.seen = seen
 
     def __call__(self, x_BTM: Tensor, mask_BS: Tensor | None, causal: bool = True) -> Tensor:
         """Hidden states `(B, T, M)` of the next tokens, given their input vectors.

@@ -17,7 +17,7 @@ from vqtok.outputs import CodePriorOutput
 
 from .checks import check_codes
 from .configuration_code_prior import CodePriorConfig
-from .drawing import CodeDrawingMixin
+from .drawing import StepDrawingMixin
 from .generation import CodeGenerationMixin
 from .network import BatchCondition, CodePriorPreTrainedModel, UnitVectors, attention_bias
 from .sequence import OrderTable, Run, Windows, as_slice, flatten
@@ -58,7 +58,7 @@ class _Runs(NamedTuple):
     order_N: Tensor
 
 
-class CodePriorModel(CodePriorPreTrainedModel, CodeDrawingMixin, CodeGenerationMixin):
+class CodePriorModel(CodePriorPreTrainedModel, StepDrawingMixin, CodeGenerationMixin):
     """A prior over codes: trains on them (`forward`), draws them (`sample_codes`), tells how likely they are (`score`).
 
     Example:

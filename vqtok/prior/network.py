@@ -334,17 +334,20 @@ class CodePriorPreTrainedModel(PublishedModel, PreTrainedModel):
 
     # -- outputs
 
-    def _run(self, x_BTM: Tensor, start: int, mask: Tensor | None) -> Tensor:
+    def _run(self, x_BTM: Tensor, start: int, mask: Tensor | None, position_T: Tensor | None = None) -> Tensor:
         """Hidden states `(B, T, M)` of input vectors, the first of which stands at position `start`.
 
         Args:
             mask: `(B, T)`, false for padding; or what `attention_bias` returns; None if nothing is padding.
+            position_T: where each token stands, where that is not one after another.
         """
-        self._check_length(start + x_BTM.shape[1])
+        if position_T is None:
+            position_T = torch.arange(start, start + x_BTM.shape[1], device=x_BTM.device)
+            self._check_length(start + x_BTM.shape[1])
         return self.backbone(
             inputs_embeds=x_BTM,
             attention_mask=mask.long() if mask is not None and mask.ndim == 2 else mask,
-            position_ids=torch.arange(start, start + x_BTM.shape[1], device=x_BTM.device)[None],
+            position_ids=position_T[None],
             use_cache=False,
         ).last_hidden_state
 

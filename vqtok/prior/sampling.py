@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -70,8 +70,7 @@ class SamplingSettings:
     @classmethod
     def resolve(cls, defaults: Any, **given: Any) -> SamplingSettings:
         """Settings that were given (not None), else those of `generation_config.json`, where 0 stands for no top-k."""
-        names = ("guidance_scale", "temperature", "top_k", "top_p", "guidance_schedule")
-        stored = {name: getattr(defaults, name, None) for name in names}
+        stored = {field.name: getattr(defaults, field.name, None) for field in fields(cls)}
         stored["top_k"] = stored["top_k"] or None
         values = {name: stored[name] if given.get(name) is None else given[name] for name in stored}
         return cls(**{name: value for name, value in values.items() if value is not None})

@@ -66,6 +66,15 @@ def draw_stream(
     return drawn.view(numbers_BN.shape) + offset
 
 
+def check_finite(model: Any, hidden_BUM: Tensor) -> None:
+    """Refuse hidden states of the last step that are not numbers."""
+    if not bool(torch.isfinite(model.lm_head(hidden_BUM)).all()):
+        raise ValueError(
+            "this prior gives logits that are not finite: its training diverged (train again with a lower learning rate), or its "
+            f"weights overflow in {model.dtype} (load it with dtype float32)"
+        )
+
+
 class Stepping:
     """The codes of one batch.
 
@@ -122,12 +131,8 @@ class Stepping:
             if self.ends is not None and step.frame and self._all_end(hidden_BUM, step):
                 break
             self._draw(hidden_BUM, step)
-        # What is not a number stays in the cache, so the last step shows it.
-        if hidden_BUM is not None and not bool(torch.isfinite(self.model.lm_head(hidden_BUM)).all()):
-            raise ValueError(
-                "this prior gives logits that are not finite: its training diverged (train again with a lower learning rate), or its "
-                f"weights overflow in {self.model.dtype} (load it with dtype float32)"
-            )
+        if hidden_BUM is not None:  # what is not a number stays in the cache, so the last step shows it
+            check_finite(self.model, hidden_BUM)
         return self.ids_BP[:, :-1], self.frames_B
 
     def _progress(self, step: Step) -> float:
