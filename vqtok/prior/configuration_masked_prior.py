@@ -3,6 +3,8 @@
 
 from huggingface_hub.dataclasses import strict
 
+from vqtok.configuration import require
+
 from .configuration_code_prior import CodePriorConfig
 from .sequence import PARALLEL
 
@@ -20,6 +22,11 @@ class MaskedCodePriorConfig(CodePriorConfig):
     model_type = "vqtok_masked_prior"
 
     order: str = PARALLEL
+
+    def check_ranges(self) -> None:
+        """Refuse values that no model can be built from, before anything is allocated."""
+        super().check_ranges()
+        require(not self.text_loss_weight, self, "text_loss_weight", "0: a masked prior does not predict its text")
 
     @property
     def orders(self) -> tuple[str, ...]:
