@@ -2,7 +2,8 @@
 
     python benchmarks/generation.py --threads 2 --report docs/generation_speed.md
 
-Rows: our prior on its default backbone in float32 and in bfloat16 (`prior.to(torch.bfloat16)`), transformers' GPT-2 and Llama of the same
+Rows: our prior on its default backbone in float32 and in bfloat16 (`prior.to(torch.bfloat16)`), our masked prior of the same size in 8
+and 12 passes, transformers' GPT-2 and Llama of the same
 size, the matrix products of the backbone alone, and bytes of weights over measured bandwidth. All draw 256 codes of a codebook of 512,
 sampling as trained. The contenders of a size and batch take turns, so that noise of the machine hits all alike; the seconds that the
 processor worked (all threads) stand beside those of the clock and suffer less from other work on the machine.
@@ -29,13 +30,14 @@ from measuring import machine_line
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from vqtok.prior import CodePriorConfig, CodePriorModel
+from vqtok.prior import CodePriorConfig, CodePriorModel, MaskedCodePriorConfig, MaskedCodePriorModel
 from vqtok.prior.fast import decoder_for
 from vqtok.prior.products import product
 
 CODES, GRID, K = 256, 16, 512
 SIZES = {"1 M": (128, 4, 4), "11 M": (384, 6, 6)}  # width, layers, heads
 DTYPES = ("float32", "bfloat16")
+PASSES = (8, 12)  # of masked decoding; 12 is its default
 Call = Callable[[], object]
 
 
@@ -76,7 +78,7 @@ class Goal(NamedTuple):
 # -- contenders
 
 
-def ours(size: str, dtype: str, device: torch.device) -> CodePriorModel:
+def ours(size: str, dtype: str, device: torch.device, masked: bool = False) -> CodePriorModel | MaskedCodePriorModel:
     """A prior with classes as conditions, of the same random weights in every dtype."""
     torch.manual_seed(0)
     width, layers, heads = SIZES[size]
@@ -88,8 +90,11 @@ def ours(size: str, dtype: str, device: torch.device) -> CodePriorModel:
     }
     backbone |= {"num_attention_heads": heads, "num_key_value_heads": heads, "max_position_embeddings": 512}
     layout = {"ndim": 2, "levels": [{"stride": 8, "num_codebooks": 1, "codebook_size": K}]}
-    config = CodePriorConfig(layout=layout, condition="class", text_size=10, max_grid=32, backbone_config=backbone)
-    prior = CodePriorModel(config).eval()
+    fields = {"layout": layout, "condition": "class", "text_size": 10, "max_grid": 32, "backbone_config": backbone}
+    model = (
+        MaskedCodePriorModel(MaskedCodePriorConfig(**fields)) if masked else CodePriorModel(CodePriorConfig(**fields))
+    )
+    prior = model.eval()
     for name, parameter in prior.named_parameters():  # logits of deviation 3, and layers that do something
         if parameter.dim() == 2:
             scale = 3.0 if name == "lm_head.weight" else 1.0
@@ -124,9 +129,9 @@ def _mlp(width: int) -> int:
     return -(-8 * width // 3 // 64) * 64
 
 
-def draws(prior: CodePriorModel, batch: int, guided: bool) -> Call:
+def draws(prior: CodePriorModel | MaskedCodePriorModel, batch: int, guided: bool, **more: int) -> Call:
     """256 codes by `sample_codes`."""
-    settings = dict(condition=[3] * batch, sizes=(GRID * 8, GRID * 8), seed=0, batch_size=batch)
+    settings = dict(condition=[3] * batch, sizes=(GRID * 8, GRID * 8), seed=0, batch_size=batch, **more)
     return lambda: prior.sample_codes(**settings, guidance_scale=1.0 + guided)
 
 
@@ -207,6 +212,10 @@ def measure(setting: Setting, dtypes: list[str], rounds: int) -> dict[str, Secon
         for dtype in dtypes:
             calls[f"ours, {dtype}{suffix}"] = draws(ours(setting.size, dtype, setting.device), setting.batch, guided)
         calls |= {f"{name}{suffix}": generates(model, setting, guided) for name, model in models.items()}
+    for dtype in dtypes:
+        masked = ours(setting.size, dtype, setting.device, masked=True)
+        for passes in PASSES:
+            calls[f"ours masked, {passes} passes, {dtype}"] = draws(masked, setting.batch, False, num_passes=passes)
     prior = ours(setting.size, "float32", setting.device)
     seconds = in_turns(
         calls | floors(prior, setting.batch), rounds if setting.batch == 1 else -(-rounds // 2), setting.device
@@ -270,6 +279,19 @@ def goals(times: Times, moved: dict[str, dict[str, tuple[float, float]]]) -> lis
             peer = better_peer(times, size, batch, False)
             what, processor = f"{size}, batch {batch}, {dtype}: times the better peer", peer.processor / own.processor
             found.append(Goal(what, goal, peer.clock / own.clock, True, processor))
+    for size, goal in (("1 M", 3.0), ("11 M", 1.8)):
+        for dtype in DTYPES:
+            for passes in PASSES:
+                own = times.get((size, 1, f"ours masked, {passes} passes, {dtype}"))
+                if own is not None:
+                    flat, what = (
+                        times[size, 1, f"ours, {dtype}"],
+                        f"{size}, batch 1, {dtype}: masked in {passes} passes",
+                    )
+                    processor = flat.processor / own.processor
+                    found.append(Goal(f"{what}, times our flat order", goal, flat.clock / own.clock, True, processor))
+    if times:
+        found.append(Goal("sequential passes, flat over masked in 12", 16, CODES / 12, True))
     for (size, batch, name), guided in times.items():
         if batch == 1 and name.startswith("ours") and name.endswith(", guided"):
             own = times[size, 1, name.removesuffix(", guided")]

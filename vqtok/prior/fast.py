@@ -45,10 +45,14 @@ class Decoder(Protocol):
         """Forget all tokens but the first `seen`."""
 
 
-def decoder_for(backbone: nn.Module, batch: int, length: int, start: int) -> Decoder:
-    """A decoder for one batch of sequences of `length` tokens in all, the first of which stand at the position `start`."""
+def decoder_for(backbone: nn.Module, batch: int, length: int, start: int, per_pass: int = 1) -> Decoder:
+    """A decoder for one batch of sequences of `length` tokens in all, the first of which stand at the position `start`.
+
+    Args:
+        per_pass: tokens of a sequence in most passes; changes speed only.
+    """
     if has_fast_path(backbone):
-        return FastDecoder(backbone, batch, length, start)
+        return FastDecoder(backbone, batch, length, start, per_pass)
     return CachedDecoder(backbone, start)
 
 
@@ -108,9 +112,10 @@ class FastDecoder:
         batch: B.
         length: tokens in all; the cache's size.
         start: position of the first token.
+        per_pass: tokens of a sequence in most passes.
     """
 
-    def __init__(self, backbone: Any, batch: int, length: int, start: int):
+    def __init__(self, backbone: Any, batch: int, length: int, start: int, per_pass: int = 1):
         config, weight = backbone.config, backbone.norm.weight
         self.heads, self.groups = config.num_attention_heads, config.num_key_value_heads
         self.width = getattr(config, "head_dim", None) or config.hidden_size // self.heads
@@ -130,7 +135,7 @@ class FastDecoder:
         self.keys = weight.new_empty((*shape, self.width, length), dtype=kept)
         self.values = weight.new_empty((*shape, length, self.width), dtype=kept)
         self.seen = 0
-        self.layers = [_packed(layer, self.width, batch) for layer in backbone.layers]
+        self.layers = [_packed(layer, self.width, batch * per_pass) for layer in backbone.layers]
 
     def restart(self, seen: int = 0) -> None:
         """Forget all tokens but the first `seen`; the cache is written over."""
@@ -166,7 +171,9 @@ class FastDecoder:
         """What the queries read from the cache, `(N, H E)`; the weights of the queries hold the scale."""
         batch, length = q_BTHE.shape[:2]
         if length > 1:
-            k_BGSE, v_BGSE = (each.unflatten(0, (batch, -1)) for each in (k_XES.transpose(1, 2), v_XSE))
+            # The fused attention wants keys in order, and takes a slow way without telling otherwise.
+            k_XSE = k_XES.transpose(1, 2).contiguous()
+            k_BGSE, v_BGSE = (each.unflatten(0, (batch, -1)) for each in (k_XSE, v_XSE))
             q_BHTE, grouped = q_BTHE.transpose(1, 2).to(k_XES.dtype), self.groups != self.heads
             mixed = F.scaled_dot_product_attention(q_BHTE, k_BGSE, v_BGSE, bias, scale=1.0, enable_gqa=grouped)
             return mixed.transpose(1, 2).reshape(batch * length, -1).to(self.wide)

@@ -24,7 +24,7 @@ class Product(Protocol):
 def product(weight_OI: Tensor, bias_O: Tensor | None, dtype: torch.dtype, rows: int) -> Product:
     """A product by these weights.
 
-    On a CPU, 16 bits pay for large matrices alone, and for float16 never: the others are multiplied in float32.
+    On a CPU, 16 bits pay for large matrices or many rows alone, and for float16 never: the others are multiplied in float32.
 
     Args:
         weight_OI: the weights, of any dtype.
@@ -33,10 +33,10 @@ def product(weight_OI: Tensor, bias_O: Tensor | None, dtype: torch.dtype, rows: 
     """
     if weight_OI.device.type != "cpu" or dtype == torch.float64:
         return Plain(weight_OI, bias_O, dtype)
-    large = weight_OI.numel() >= _LARGE
-    if dtype != torch.bfloat16 or not large or not _packs(dtype):
+    worth_it = weight_OI.numel() >= _LARGE or rows >= _MANY
+    if dtype != torch.bfloat16 or not worth_it or not _packs(dtype):
         dtype = torch.float32
-    if (large or rows >= _MANY) and _packs(dtype):
+    if worth_it and _packs(dtype):
         return Packed(weight_OI, bias_O, dtype, rows)
     return Plain(weight_OI, bias_O, dtype)
 

@@ -119,6 +119,7 @@ class Stepping:
             self.frames_B = torch.full((batch,), ends.shape[1] - 1, device=device)
             self.valid_BP = torch.ones(batch, len(table) + 1, dtype=torch.bool, device=device)
             self.valid_BP[:, -1] = False
+        self.per_pass = max(step.units.stop - step.units.start for step in table.steps)
         self.decoder: Decoder | None = None
         self.depth: Any = None
         self.start = self.seen = 0
@@ -158,7 +159,7 @@ class Stepping:
             position = self.model.config.prefix_length - self.prompt.mask_BL.shape[1]
             length = self.prompt_BTM.shape[1] + units
             self.model._check_length(position + length - (shifted and start == 0))
-            self.decoder = decoder_for(self.model.backbone, len(self.prompt_BTM), length, position)
+            self.decoder = decoder_for(self.model.backbone, len(self.prompt_BTM), length, position, self.per_pass)
             x_BTM = self.prompt_BTM
             if not shifted:
                 self._read(x_BTM, causal=True)

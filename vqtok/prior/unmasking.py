@@ -81,10 +81,11 @@ class Unmasking:
         start = model.config.prefix_length - prompt.mask_BL.shape[1]
         model._check_length(start + length)
         self.mask_BT = prompt.mask_so_far(length)
-        self.decoder, self.seen = decoder_for(model.backbone, len(x_BTM), length, start), 0
+        self.levels = level_slices(table)
+        most = max(here.stop - here.start for here in self.levels)
+        self.decoder, self.seen = decoder_for(model.backbone, len(x_BTM), length, start, most), 0
         self.prompt_BTM = self._read(x_BTM, causal=True)
         self.seen = x_BTM.shape[1]
-        self.levels = level_slices(table)
 
     def _read(self, x_BTM: Tensor, causal: bool) -> Tensor:
         self.decoder.restart(self.seen)
