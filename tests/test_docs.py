@@ -22,25 +22,18 @@ def test_links_lead_somewhere(page):
     assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []
 
 
-def test_the_python_of_the_quantizers_page_runs_and_says_what_it_shows():
-    blocks = re.findall(r"```python\n(.*?)```", QUANTIZERS_PAGE, re.S)
-    assert len(blocks) == 4
+@pytest.mark.parametrize(("page", "count"), [("quantizers.md", 4), ("priors.md", 5)])
+def test_the_python_of_a_page_runs_and_says_what_it_shows(page, count):
+    text = (DOCS / page).read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.S)
+    assert len(blocks) == count
     torch.manual_seed(0)
     names: dict = {}
     with contextlib.redirect_stdout(io.StringIO()) as output:
         for block in blocks:
-            exec(compile(block, "docs/quantizers.md", "exec"), names)
-    shown = re.findall(r"```text\n(.*?)```", QUANTIZERS_PAGE, re.S)
+            exec(compile(block, f"docs/{page}", "exec"), names)
+    shown = re.findall(r"```text\n(.*?)```", text, re.S)
     assert output.getvalue() == "".join(shown)
-
-
-def test_the_python_of_the_spoken_numbers_page_runs_and_says_what_it_shows():
-    pytest.importorskip("soundfile")
-    page = (DOCS / "spoken_numbers.md").read_text(encoding="utf-8")
-    (block,), (shown,) = re.findall(r"```python\n(.*?)```", page, re.S), re.findall(r"```text\n(.*?)```", page, re.S)
-    with contextlib.redirect_stdout(io.StringIO()) as output:
-        exec(compile(block, "docs/spoken_numbers.md", "exec"), {})
-    assert output.getvalue() == shown
 
 
 def test_the_presets_build():
