@@ -19,10 +19,6 @@ from vqtok.hub.checks import without_paths
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPT = "a red three top left"
-FIGURES = (
-    *("psnr_db", "lowest_usage", "place_accuracy", "colour_accuracy", "digit_accuracy", "unseen_pair_accuracy"),
-    *("num_judged", "samples_per_second", "minutes", "machine", "date"),
-)
 STORED, CARD = ROOT / "docs" / "model_card.json", ROOT / "MODEL_CARD.md"
 
 
@@ -41,14 +37,12 @@ def results(demo: Path) -> dict[str, Any]:
     metrics, training = (
         json.loads((demo / "pipeline" / f"{name}.json").read_text()) for name in ("metrics", "training")
     )
-    judged = {name: whole[name] for name in FIGURES}
-    judged["digit_accuracy_of_the_judge_on_real_pictures"] = whole["judge_accuracy_on_real"]["digit_accuracy"]
     health = {name: whole[name] for name in ("usage", "perplexity")}
     facts = {**VQPipeline.from_pretrained(demo / "pipeline").card_facts(), "prompt": PROMPT}
     return {
         "name": "demo/pipeline",
         "facts": facts,
-        "metrics": {**metrics, **health, "judged": judged},
+        "metrics": {**metrics, **health},
         "training": {"arguments": without_paths(training["arguments"])},
         "samples": ["docs/prompts.png"],
     }

@@ -98,10 +98,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     }
     judged["digit_accuracy_of_the_judge_on_real_pictures"] = metrics["judge_accuracy_on_real"]["digit_accuracy"]
     prior = {name: json.loads((folder / "pipeline" / f"{name}.json").read_text()) for name in ("metrics", "training")}
-    write_text(
-        folder / "pipeline" / "README.md",
-        pipeline_card(f"{folder.resolve().name}/pipeline", **prior, condition="text", judged=judged),
-    )
+    prior["metrics"] |= {"judged": judged, "prompt": PROMPTS[0]}  # a push renders the card anew from here
+    write_json(folder / "pipeline" / "metrics.json", prior["metrics"])
+    card = pipeline_card(f"{folder.resolve().name}/pipeline", **prior, condition="text")
+    write_text(folder / "pipeline" / "README.md", card)
     write_json(folder / "metrics.json", metrics)
     _say(folder, metrics)
     return metrics

@@ -59,7 +59,8 @@ def test_a_pipelines_card():
     (result,) = header(card)["model-index"][0]["results"]
     assert [each["value"] for each in result["metrics"]] == [1.5, 2.25]
     assert "| 1 | 2.250 | 5.545 |" in card and 'pipe(["..."]' in card
-    assert "| place accuracy | 0.9951 |" in pipeline_card("x", metrics, TRAINING, "text", {"place_accuracy": 0.99514})
+    judged = {**metrics, "judged": {"place_accuracy": 0.99514}}
+    assert "| place accuracy | 0.9951 |" in pipeline_card("x", judged, TRAINING, "text")
     assert "pipe([0]," in pipeline_card("me/x", metrics, TRAINING, "class")
 
 

@@ -89,23 +89,19 @@ def pipeline_card(
     metrics: Mapping[str, Any],
     training: Mapping[str, Any],
     condition: str,
-    judged: Mapping[str, Any] | None = None,
     modality: str = "image",
 ) -> str:
     """Return the README.md of a pipeline folder.
 
     Args:
         name: of the folder or repository.
-        metrics: the folder's `metrics.json`.
+        metrics: the folder's `metrics.json`; under `judged` figures of samples that somebody or something judged, by name.
         training: the folder's `training.json`.
         condition: of the prior, as `CodePriorConfig` names it.
-        judged: figures of samples that somebody or something judged, by name; a row each.
         modality: of the media.
     """
     facts = {"kind": "pipeline", "modality": modality, "condition": condition, "prompt": metrics.get("prompt")}
-    return render(
-        name, facts, {**metrics, "judged": judged or metrics.get("judged")}, training, ["samples/samples.png"]
-    )
+    return render(name, facts, metrics, training, ["samples/samples.png"])
 
 
 def front(fields: Mapping[str, Any]) -> str:
