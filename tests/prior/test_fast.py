@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2Model, LlamaConfig, LlamaModel
 
-from vqtok.prior import fast, stepping
+from vqtok.prior import fast, products, stepping
 from vqtok.prior.fast import CachedDecoder, FastDecoder, decoder_for, has_fast_path
 
 TINY = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 8, "num_attention_heads": 4}
@@ -110,6 +110,22 @@ def test_bf16_is_the_backbones_bf16():
     assert made.dtype == torch.bfloat16
     # bf16 has 8 bits: two orders of rounding differ by a few of its steps.
     torch.testing.assert_close(made.float(), expected.float(), rtol=0.05, atol=0.05)
+
+
+@torch.no_grad()
+def test_autocast_changes_nothing(monkeypatch):
+    monkeypatch.setattr(products, "_packs", lambda dtype: False)  # the packed products know no autocast anyway
+    model, x_BTM = make(num_key_value_heads=4), torch.randn(2, 5, 32)
+    plain = FastDecoder(model, 2, 5, 0)(x_BTM, None)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = FastDecoder(model, 2, 5, 0)(x_BTM, None)
+    assert torch.equal(plain, cast)
+
+
+def test_in_bf16_a_sample_does_not_depend_on_its_batch(make_prior):
+    prior = make_prior(TWO, layers=2, scale=3.0).to(torch.bfloat16)
+    drawn = [prior.sample_codes([[3]], (32, 16), num_samples=40, seed=0, batch_size=n) for n in (40, 4)]
+    assert all(torch.equal(a, b) for a, b in zip(drawn[0].levels, drawn[1].levels, strict=True))
 
 
 def test_what_it_does_not_know_goes_the_other_way():

@@ -31,16 +31,16 @@ def test_the_numbers_are_the_obvious_ones(shape, rows, bias, dtype):
         assert made(given[0]).dtype == dtype
 
 
-@pytest.mark.parametrize("rows", [1, 16, 64])
+@pytest.mark.parametrize(("rows", "of_one"), [(1, 1), (16, 1), (64, 1), (64, 64)])
 @pytest.mark.parametrize("dtype", [BF16, torch.float16])
 @pytest.mark.parametrize("shape", [LARGE, SMALL])
-def test_16_bits_only_where_they_pay(shape, dtype, rows):
-    """In bf16 large matrices, or many rows, are rounded to 8 bits on both sides; everything else is multiplied in 32."""
+def test_16_bits_only_where_they_pay_whatever_the_batch(shape, dtype, rows, of_one):
+    """In bf16 large matrices, or many rows of one sample, are rounded to 8 bits on both sides; everything else is multiplied in 32."""
     torch.manual_seed(0)
     weight, x = torch.randn(shape) / shape[1] ** 0.5, torch.randn(rows, shape[1])
-    y = product(weight, None, dtype, rows)(x)
+    y = product(weight, None, dtype, rows, of_one)(x)
     assert y.dtype == F32
-    if dtype == BF16 and (shape == LARGE or rows == 64) and products._packs(BF16):
+    if dtype == BF16 and (shape == LARGE or of_one == 64) and products._packs(BF16):
         expected = (x.bfloat16().double() @ weight.bfloat16().double().T).bfloat16().float()
         torch.testing.assert_close(y, expected, rtol=1e-2, atol=1e-3)
         assert not torch.allclose(y, x @ weight.T, rtol=1e-4, atol=1e-4)

@@ -135,19 +135,23 @@ class FastDecoder:
         self.keys = weight.new_empty((*shape, self.width, length), dtype=kept)
         self.values = weight.new_empty((*shape, length, self.width), dtype=kept)
         self.seen = 0
-        self.layers = [_packed(layer, self.width, batch * per_pass) for layer in backbone.layers]
+        self.layers = [_packed(layer, self.width, batch, per_pass) for layer in backbone.layers]
 
     def restart(self, seen: int = 0) -> None:
         """Forget all tokens but the first `seen`; the cache is written over."""
         self.seen = seen
 
     def __call__(self, x_BTM: Tensor, mask_BS: Tensor | None, causal: bool = True) -> Tensor:
-        """Hidden states `(B, T, M)` of the next tokens, given their input vectors.
+        """Hidden states `(B, T, M)` of the next tokens, given their input vectors; autocast changes nothing.
 
         Args:
             mask_BS: false for padding among the tokens so far, these included; None if nothing is padding.
             causal: whether a token of this pass sees only those before it and itself; False lets all of this pass see each other.
         """
+        with torch.autocast(x_BTM.device.type, enabled=False):
+            return self._pass(x_BTM, mask_BS, causal)
+
+    def _pass(self, x_BTM: Tensor, mask_BS: Tensor | None, causal: bool) -> Tensor:
         batch, length, width = x_BTM.shape
         first, last = self.seen, self.seen + length
         self.seen = last
@@ -202,10 +206,12 @@ def _allowed(x_BTM: Tensor, first: int, mask_BS: Tensor | None, causal: bool) ->
     return seen | torch.eye(length, last, dtype=torch.bool, device=x_BTM.device).roll(first, 1)
 
 
-def _packed(layer: Any, width: int, rows: int) -> _Layer:
+def _packed(layer: Any, width: int, batch: int, per_pass: int) -> _Layer:
     """The products of a layer, with what is constant around them in their weights: norms' factors, the scale of the softmax."""
     attention, mlp = layer.self_attn, layer.mlp
-    norm, mlp_norm = layer.input_layernorm.weight.float(), layer.post_attention_layernorm.weight.float()
+    dtype = layer.input_layernorm.weight.dtype
+    wide = torch.promote_types(dtype, torch.float32)
+    norm, mlp_norm = layer.input_layernorm.weight.to(wide), layer.post_attention_layernorm.weight.to(wide)
 
     def paired(value: Tensor) -> Tensor:
         """Number i of a head's first half beside number i of its second: the complex number that the position turns."""
@@ -213,13 +219,17 @@ def _packed(layer: Any, width: int, rows: int) -> _Layer:
 
     def qkv(name: str) -> Tensor | None:
         q, k, v = (getattr(each, name) for each in (attention.q_proj, attention.k_proj, attention.v_proj))
-        return None if q is None else torch.cat([paired(q).float() * attention.scaling, paired(k).float(), v.float()])
+        return (
+            None if q is None else torch.cat([paired(q).to(wide) * attention.scaling, paired(k).to(wide), v.to(wide)])
+        )
 
-    dtype = layer.input_layernorm.weight.dtype
+    def made(weight: Tensor, bias: Tensor | None) -> Product:
+        return product(weight, bias, dtype, batch * per_pass, per_pass)
+
     return _Layer(
-        product(qkv("weight") * norm, qkv("bias"), dtype, rows),
-        product(attention.o_proj.weight, attention.o_proj.bias, dtype, rows),
-        product(mlp.gate_proj.weight * mlp_norm, mlp.gate_proj.bias, dtype, rows),
-        product(mlp.up_proj.weight * mlp_norm, mlp.up_proj.bias, dtype, rows),
-        product(mlp.down_proj.weight, mlp.down_proj.bias, dtype, rows),
+        made(qkv("weight") * norm, qkv("bias")),
+        made(attention.o_proj.weight, attention.o_proj.bias),
+        made(mlp.gate_proj.weight * mlp_norm, mlp.gate_proj.bias),
+        made(mlp.up_proj.weight * mlp_norm, mlp.up_proj.bias),
+        made(mlp.down_proj.weight, mlp.down_proj.bias),
     )

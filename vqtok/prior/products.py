@@ -21,22 +21,26 @@ class Product(Protocol):
     def __call__(self, x_NI: Tensor, more_NO: Tensor | None = None) -> Tensor: ...
 
 
-def product(weight_OI: Tensor, bias_O: Tensor | None, dtype: torch.dtype, rows: int) -> Product:
+def product(
+    weight_OI: Tensor, bias_O: Tensor | None, dtype: torch.dtype, rows: int, rows_per_sample: int = 1
+) -> Product:
     """A product by these weights.
 
-    On a CPU, 16 bits pay for large matrices or many rows alone, and for float16 never: the others are multiplied in float32.
+    On a CPU, 16 bits pay for large matrices or many rows alone, and for float16 never: the others are multiplied in float32. How
+    many samples there are must not decide it, or a sample would depend on its batch.
 
     Args:
         weight_OI: the weights, of any dtype.
         dtype: of the weights in the product.
-        rows: N of most calls; any other works too.
+        rows: N of most calls; any other works too. It chooses the layout.
+        rows_per_sample: of these, the rows of one sample.
     """
     if weight_OI.device.type != "cpu" or dtype == torch.float64:
         return Plain(weight_OI, bias_O, dtype)
-    worth_it = weight_OI.numel() >= _LARGE or rows >= _MANY
-    if dtype != torch.bfloat16 or not worth_it or not _packs(dtype):
+    large = weight_OI.numel() >= _LARGE
+    if dtype != torch.bfloat16 or not (large or rows_per_sample >= _MANY) or not _packs(dtype):
         dtype = torch.float32
-    if worth_it and _packs(dtype):
+    if (large or rows >= _MANY) and _packs(dtype):
         return Packed(weight_OI, bias_O, dtype, rows)
     return Plain(weight_OI, bias_O, dtype)
 
