@@ -256,6 +256,10 @@ def _coarse(recipe: dict[str, Any], vq_tokenizer: VQTokenizer, script: PriorArgu
         )
     if not script.coarse:
         return None
+    if not (Path(script.coarse) / "metrics.json").is_file():  # its figures become part of this pipeline's
+        raise ValueError(
+            f"--coarse {script.coarse} is no folder that this script wrote (it has no metrics.json): train that stage first"
+        )
     coarse = VQPipeline.from_pretrained(script.coarse)
     check_fingerprint(vq_tokenizer.fingerprint, coarse.vq_tokenizer.fingerprint, f"the pipeline {script.coarse}")
     return coarse
@@ -271,7 +275,7 @@ def _pipeline(
     if coarse is None:
         return VQPipeline(model, vq_tokenizer, conditions.text_tokenizer, conditions.seen, conditions.encoder)
     before = coarse.prior.stages if isinstance(coarse.prior, CodeCascade) else [coarse.prior]
-    cascade = CodeCascade([*(stage.to(model.device) for stage in before), model])
+    cascade = CodeCascade([*before, model])
     return VQPipeline(cascade, vq_tokenizer, coarse.text_tokenizer, coarse.text_ids_seen, conditions.encoder)
 
 
@@ -425,6 +429,8 @@ def _draw(
     pipeline: VQPipeline, test: list[dict[str, Any]], conditions: Conditions, args: TrainingArguments, name: str
 ) -> None:
     """A sheet of samples for the first held-out conditions."""
+    if isinstance(pipeline.prior, CodeCascade):  # what learns was moved, the stages before it were not
+        pipeline.prior.to(pipeline.prior.stages[-1].device)
     prompts = [conditions.prompt(sample) for sample in test[:8]] if conditions.column else None
     drawn = pipeline(prompts, num_samples=1 if conditions.column else 8, seed=args.seed)
     path = Path(args.output_dir) / "samples" / name

@@ -19,6 +19,7 @@ from torch import Tensor
 from vqtok.codes import CodeLayout, check_range
 
 MAX_CODEBOOK_SIZE = 65_536
+MAX_CODEBOOKS = 65_536
 SPECIAL_TOKENS = ("null", "begin")
 
 
@@ -37,9 +38,6 @@ class Stream:
     codebook: int
     size: int
     offset: int
-
-
-MAX_CODEBOOKS = 1 << 16
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,26 @@ def test_a_cascades_score_is_the_sum_of_its_stages(make_prior, random_codes):
     assert scores.nats_per_code.shape == (3, 2) and [m.shape for m in scores.maps] == [c.shape for c in codes.levels]
 
 
+def test_what_a_later_stage_refuses_is_refused_before_the_first_draws(make_prior, monkeypatch):
+    cascade = cascade_of(make_prior)
+    monkeypatch.setattr(type(cascade.stages[0]), "_draw_codes", lambda *args: pytest.fail("it has begun"))
+    cascade.stages[1].config.backbone_config.max_position_embeddings = 24
+    with pytest.raises(ValueError, match="longer than the backbone's"):
+        cascade.sample_codes(CONDITIONS, sizes=(32, 32), seed=0)
+    cascade.stages[1].config.condition_dropout = 0
+    with pytest.raises(ValueError, match="condition_dropout 0"):
+        cascade.sample_codes(CONDITIONS, sizes=(8, 8), seed=0, guidance_scale=2.0)
+    with pytest.raises(ValueError, match="at least one stage"):
+        CodeCascade([])
+
+
+def test_labels_may_be_a_tensor(make_prior):
+    fields = {"condition": "class", "text_size": 10}
+    cascade = cascade_of(make_prior, **fields)
+    one, other = (cascade.sample_codes(labels, sizes=(8, 8), seed=0) for labels in (torch.tensor([3, 7]), [3, 7]))
+    assert same(one, other)
+
+
 @pytest.mark.parametrize("levels", [1, 2])
 def test_known_codes_of_every_level_stay(make_prior, random_codes, levels):
     cascade = cascade_of(make_prior)

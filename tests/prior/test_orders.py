@@ -35,6 +35,7 @@ CASES = {
     "two of three": (SCALES, {"first_level": 1, "order": "next_scale"}, (16, 32)),
     "windows": (TWO, {"window": 6}, (16, 16)),
     "windows by delay": (AUDIO, {"order": "delay", "window": 4}, (3200,)),
+    "windows by depth": (RESIDUAL, {"order": "depth", "window": 4}, (16, 16)),
     "windows below": (TWO, {"first_level": 1, "window": 5}, (16, 16)),
 }
 ENDING = {
@@ -396,6 +397,7 @@ def test_known_codes_that_do_not_fit_are_named(make_prior, random_codes, change,
         (TWO, {"order": "parallel"}, "order must be 'flat' or"),
         (TWO, {"first_level": 2}, "first_level must be from 0 to 1"),
         (TWO, {"first_level": 1, "num_levels": 2}, "num_levels must be from 1 to 1"),
+        (TWO, {"num_levels": 0}, "num_levels must be from 1 to 2"),
         (TWO, {"window": 1}, "window must be from 2"),
         (SCALES, {"window": 4, "order": "next_scale"}, "window must be None in the order 'next_scale'"),
         (RATES, {"stops": True, "first_level": 1}, "stops must be false"),
@@ -407,14 +409,62 @@ def test_orders_that_cannot_be_are_refused(make_prior, layout, fields, message):
         make_prior(layout, **fields)
 
 
-def test_a_sequence_longer_than_the_context_is_refused_before_any_work(make_prior):
-    prior = make_prior(TWO, max_grid=32)
+def test_a_sequence_longer_than_the_context_is_refused_before_any_work(make_prior, monkeypatch):
+    prior, begun = make_prior(TWO, max_grid=32), []
     prior.config.backbone_config.max_position_embeddings = 64
+    monkeypatch.setattr(type(prior), "_draw_codes", lambda *args: begun.append(args))
     with pytest.raises(ValueError, match="set `window`"):
-        prior.sample_codes([[3]], sizes=(64, 64), seed=0)
+        prior.sample_codes([[3], [4]], sizes=[(8, 8), (64, 64)], seed=0)
+    assert not begun
+    monkeypatch.undo()
     windowed = make_prior(TWO, max_grid=32, window=32)
     windowed.config.backbone_config.max_position_embeddings = 64
     assert len(windowed.sample_codes([[3]], sizes=(32, 32), seed=0)) == 1
+
+
+@pytest.mark.parametrize("case", ["flat", "delay", "depth", "next scale", "bottom", "windows"])
+def test_what_just_fits_fits(make_prior, random_codes, case):
+    prior, size = make(make_prior, case), CASES[case][2]
+    layout, backbone = prior.vocabulary.layout, prior.config.backbone_config
+    known = coarse_of(prior, random_codes, size)
+    codes = Codes(random_codes(prior.config.layout, 1, layout.grids(size)[0]), [list(size)], layout)
+
+    def fits(most):
+        backbone.max_position_embeddings = most
+        try:
+            prior.check_size(size)
+        except ValueError:
+            return False
+        return True
+
+    least = next(most for most in range(1, 200) if fits(most))
+    assert fits(least)
+    prior.sample_codes([[3] * 8], sizes=size, seed=0, known=known)
+    prior.score(codes, [[3] * 8])
+    backbone.max_position_embeddings = least - 1
+    with pytest.raises(ValueError, match="longer than the backbone's"):
+        prior.sample_codes([[3] * 8], sizes=size, seed=0, known=known)
+    with pytest.raises(ValueError, match="longer than the backbone's"):
+        prior.score(codes, [[3] * 8])
+
+
+def test_a_part_of_a_series_before_its_first_end_trains_all_parameters(make_prior, random_codes):
+    """DDP waits for all parameters, also where a window holds no beginning of a frame."""
+    prior = make(make_prior, "ends: frames", window=4)
+    codes = random_codes(RATES, 1, (9,))
+    prior.train()
+    for seed in range(12):
+        torch.manual_seed(seed)
+        prior.zero_grad()
+        prior(codes=codes).loss.backward()
+        assert prior.end_head.weight.grad is not None
+
+
+def test_a_small_transformer_that_diverged_says_so(make_prior):
+    prior = make(make_prior, "depth")
+    nn.init.constant_(prior.depth.norm.weight, float("nan"))
+    with pytest.raises(ValueError, match="not finite"):
+        prior.sample_codes([[3]], sizes=(16, 8), seed=0)
 
 
 @pytest.mark.parametrize("case", ["delay", "depth", "next scale", "bottom"])

@@ -303,9 +303,15 @@ def test_classes_and_no_condition(make_prior):
         ({"condition": [[1] * 9]}, "takes 1 to 8 tokens"),
         ({"condition": [[]]}, "a condition of 0 ids"),
         ({"condition": [[20]]}, r"condition id 20 is outside \[0, 20\)"),
-        ({"condition": []}, "0 conditions"),
+        ({"condition": []}, "0 conditions given: give at least one"),
         ({"condition": "a red three"}, "put it in a list"),
         ({"condition": ["a red three"]}, "ids"),
+        ({"condition": [["a"]]}, "whole numbers"),
+        ({"condition": [1.5]}, "whole numbers"),
+        ({"condition": [True]}, "whole numbers"),
+        ({"sizes": 16}, "2 axes"),
+        ({"sizes": [[8, 8], 8]}, "2 sizes for 1"),
+        ({"guidance_schedule": "steep"}, "guidance_schedule must be one of .* got 'steep'"),
     ],
 )
 def test_bad_arguments_are_named(make_prior, arguments, message):

@@ -1,4 +1,4 @@
-"""The prior: a decoder-only transformer over codes, conditioned on text, a class, or nothing."""
+"""Priors: transformers over codes, conditioned on text, features of it, a class, other codes, or nothing."""
 
 from .cascade import CodeCascade
 from .configuration_code_prior import CodePriorConfig

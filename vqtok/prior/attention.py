@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from .modeling_code_prior import CodePriorModel
+from .network import CodePriorPreTrainedModel
+from .sequence import SHIFTED
 
 BACK_ENDS = ("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3")
 
 
-def set_attention(prior: CodePriorModel, name: str, device: torch.device | None = None) -> None:
+def set_attention(prior: CodePriorPreTrainedModel, name: str, device: torch.device | None = None) -> None:
     """Let the backbone compute attention by `name`; a prior whose choice is refused stays as it was.
 
     Args:
@@ -24,6 +25,10 @@ def set_attention(prior: CodePriorModel, name: str, device: torch.device | None 
         raise ValueError(f"attention must be one of {', '.join(BACK_ENDS)}, got {name!r}")
     if name not in ("eager", "sdpa") and (device or prior.device).type == "cpu":
         raise ValueError(f"attention {name!r} does not train on a CPU: use 'sdpa' or 'eager' there")
+    if name.startswith("flash") and prior.config.order not in SHIFTED:
+        raise ValueError(
+            f"attention {name!r} knows no order in which tokens see later ones, as {prior.config.order!r}: use 'flex_attention' or 'sdpa'"
+        )
     try:
         prior.backbone.set_attn_implementation(name)  # it refuses; the prior itself would let anything through
     except (ImportError, ValueError) as error:
@@ -32,7 +37,7 @@ def set_attention(prior: CodePriorModel, name: str, device: torch.device | None 
     prior.set_attn_implementation(name)
 
 
-def checkpoint_activations(prior: CodePriorModel) -> None:
+def checkpoint_activations(prior: CodePriorPreTrainedModel) -> None:
     """Let the backbone keep the input of each layer only and compute the rest again going backward: less memory, the same gradients."""
     # Newer versions of transformers warn of the older name.
     enable = getattr(prior, "activation_checkpointing_enable", None) or prior.gradient_checkpointing_enable

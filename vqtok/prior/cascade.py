@@ -13,11 +13,11 @@ from torch import nn
 
 from vqtok.codes import Codes
 
-from .checks import at_least_one
+from .checks import at_least_one, check_guidance, condition_rows, size_rows
 from .drawing import Condition
 from .known import Known
 from .modeling_code_prior import CodePriorModel
-from .sampling import CodeScores, checked_seed
+from .sampling import CodeScores, SamplingSettings, checked_seed
 
 _CONDITION = ("condition", "text_size", "feature_size", "condition_layout", "condition_fingerprint")
 
@@ -38,6 +38,8 @@ class CodeCascade(nn.Module):
 
     def __init__(self, stages: Sequence[CodePriorModel]):
         super().__init__()
+        if not stages:
+            raise ValueError("a cascade has at least one stage: give its priors, coarse to fine")
         first = stages[0]
         level = 0
         for number, stage in enumerate(stages):
@@ -90,7 +92,11 @@ class CodeCascade(nn.Module):
 
         Args:
             sampling: further arguments, for all stages; what is not given comes from each stage's `generation_config`.
+
+        Raises:
+            ValueError: as there; what a later stage refuses is refused before the first one draws.
         """
+        self._check(condition, sizes, sampling)
         seed, num_samples = checked_seed(seed), at_least_one(num_samples, "num_samples")
         known = Known(known) if isinstance(known, Codes) else known
         codes = self.stages[0].sample_codes(condition, sizes, num_samples, seed=seed, known=known, **sampling)
@@ -107,8 +113,23 @@ class CodeCascade(nn.Module):
             codes = stage.sample_codes(told, codes.sizes.tolist(), seed=seed, known=given, **options)
         return codes
 
+    def _check(self, condition: Condition, sizes: Any, sampling: dict[str, Any]) -> None:
+        """Ask each stage what it will be asked later."""
+        count = 1
+        for stage in self.stages:
+            if stage.config.condition != "none":
+                scale = SamplingSettings.resolve(stage.generation_config, **sampling).guidance_scale
+                check_guidance(scale, stage.config)
+                count = len(condition_rows(condition, stage.config))
+            for size in () if sizes is None else size_rows(sizes, count, stage.config):
+                stage.check_size(size)
+
     def score(self, codes: Codes, condition: Condition = None, batch_size: int = 64) -> CodeScores:
-        """Return how likely the stages together find codes; see `CodePriorModel.score`."""
+        """Return how likely the stages together find codes; see `CodePriorModel.score`.
+
+        Raises:
+            ValueError: as there.
+        """
         parts = [
             stage.score(codes, None if stage.config.condition == "none" else condition, batch_size)
             for stage in self.stages

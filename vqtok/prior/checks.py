@@ -31,7 +31,10 @@ def check_codes(codes: Sequence[Tensor], sizes: Tensor | None, config: CodePrior
     check_grid(grid, config)
     if sizes is not None and config.stops:
         if len(sizes) != batch or max(layout.grids(size)[0] for size in sizes.tolist()) != grid:
-            raise ValueError(f"sizes {sizes.tolist()[:8]} do not fit {batch} samples of up to {grid[0]} coarse frames")
+            raise ValueError(
+                f"sizes {sizes.tolist()[:8]} do not fit {batch} samples of up to {grid[0]} coarse frames: give one for each, the longest "
+                "filling the codes"
+            )
     elif sizes is not None:
         found = sorted({layout.grids(size)[0] for size in sizes.tolist()})
         if len(sizes) != batch or found != [grid]:
@@ -124,7 +127,8 @@ def condition_rows(condition: Any, config: CodePriorConfig, count: int | None = 
         listed = isinstance(condition, Tensor) and config.condition != "features"
         rows = condition.tolist() if listed else list(condition)
     if not rows or count not in (None, len(rows)):
-        raise ValueError(f"there are {len(rows)} conditions for {count or 'any number of'} samples: give one each")
+        wanted = f"for {count} samples: give one each" if count else "given: give at least one, or None"
+        raise ValueError(f"there are {len(rows)} conditions {wanted}")
     if any(row is None for row in rows) and config.condition != "none" and not config.condition_dropout:
         raise ValueError(
             "this prior was trained with condition_dropout 0 and knows no null condition: give a condition, or train it with 0.1"
@@ -141,7 +145,10 @@ def condition_rows(condition: Any, config: CodePriorConfig, count: int | None = 
             continue
         if isinstance(row, str):
             raise ValueError(f"conditions are ids, got {row!r}: encode words with encode_prompts, or use VQPipeline")
+        row = row.tolist() if isinstance(row, Tensor) else row
         ids = null if row is None else list(row) if isinstance(row, Iterable) else [row]
+        if any(not isinstance(token, int) or isinstance(token, bool) for token in ids):
+            raise ValueError(f"conditions are ids, got {row!r}: give lists of whole numbers, or use VQPipeline")
         if row is not None:
             check_condition(torch.tensor([ids], dtype=torch.int64), None, 1, config)
         out.append(ids)
@@ -151,12 +158,13 @@ def condition_rows(condition: Any, config: CodePriorConfig, count: int | None = 
 def size_rows(sizes: Any, count: int, config: CodePriorConfig) -> list[list[int]]:
     """One size per condition from one for all or one each, each checked against `max_grid`."""
     layout = CodeLayout.from_dict(config.layout)
-    values = torch.as_tensor(sizes).tolist()
+    sizes = sizes.tolist() if isinstance(sizes, Tensor) else sizes
+    values = [sizes] if isinstance(sizes, int | float) else list(sizes)
     values = [values] * count if not values or isinstance(values[0], int | float) else values
     if len(values) != count:
         raise ValueError(f"there are {len(values)} sizes for {count} conditions: give one for all, or one each")
     for size in values:
-        if any(not isinstance(n, int) for n in size):
+        if not isinstance(size, Sequence) or any(not isinstance(n, int) for n in size):
             raise ValueError(f"sizes are whole numbers of pixels, samples or bytes, got {size}")
         check_grid(layout.grids(size)[0], config)
     return values

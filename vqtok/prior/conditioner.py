@@ -33,23 +33,19 @@ class LevelConditioner(nn.Module):
             for _ in range(num_levels)
         )
 
-    def forward(
-        self, embedded: Sequence[Tensor], grids: Sequence[tuple[int, ...]], keep_Bt: Tensor | None = None
-    ) -> list[Tensor]:
+    def forward(self, embedded: Sequence[Tensor], grids: Sequence[tuple[int, ...]]) -> list[Tensor]:
         """Return one map `(B, *grid, M)` for each of `grids`.
 
         Args:
             embedded: one `(B, *grid, M)` per given level, coarse to fine.
             grids: of finer levels.
-            keep_Bt: which cells of the coarsest grid of a time series are no padding; None for all.
         """
         x = None
         for level, stack in zip(embedded, self.stacks, strict=True):
             here = level.movedim(-1, 1)
             x = here if x is None else _up(x, tuple(here.shape[2:])) + here
-            keep = None if keep_Bt is None else _up(keep_Bt[:, None].to(x.dtype), tuple(here.shape[2:]))
             for block in stack:
-                x = block(x if keep is None else x * keep)
+                x = block(x)
         assert x is not None
         return [_up(x, grid).movedim(1, -1) for grid in grids]
 
@@ -64,7 +60,7 @@ class _Block(nn.Module):
         nn.init.zeros_(self.mix.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        # A norm per place, so that nothing depends on how much padding there is.
+        # A norm per place: what is far away changes nothing.
         h = F.gelu(self.near(self.norm(x.movedim(1, -1)).movedim(-1, 1)))
         return x + self.mix(h)
 

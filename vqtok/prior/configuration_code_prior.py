@@ -119,10 +119,9 @@ class CodePriorConfig(VQConfig):
         require(self.order in self.orders, self, "order", " or ".join(map(repr, self.orders)))
         most = len(layout.levels)
         require(0 <= self.first_level < most, self, "first_level", f"from 0 to {most - 1}, a level of the layout")
-        least, rest = self.num_levels or most, most - self.first_level
-        require(
-            self.num_levels is None or 1 <= least <= rest, self, "num_levels", f"from 1 to {rest}, or None for the rest"
-        )
+        rest = most - self.first_level
+        fits = self.num_levels is None or 1 <= self.num_levels <= rest
+        require(fits, self, "num_levels", f"from 1 to {rest}, or None for the rest")
         require(1 <= self.depth_layers <= 1 << 10, self, "depth_layers", "from 1 to 1024")
         wide = self.window is None or 2 <= self.window <= 1 << 22
         require(wide, self, "window", "from 2 to 4194304 units, or None")

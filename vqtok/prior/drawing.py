@@ -99,6 +99,8 @@ class CodeDrawingMixin:
             if kept is not None:
                 kept = kept[[row for row in range(len(rows)) for _ in range(num_samples)]]
                 check_fits(kept, wanted, self.config)
+            for size in {layout.padded(size) for size in wanted}:
+                self.check_size(size)
             for indices in grouped([layout.padded(size) for size in wanted], batch_size):
                 parts.append(self._draw_codes(conditions, wanted, indices, settings, seed, kept))
                 order += indices
@@ -243,7 +245,7 @@ class StepDrawingMixin(CodeDrawingMixin):
                 "linear" or "cosine".
             known: codes that are kept, one sample for all or one per condition: a beginning that is continued, an image of which a
                 part is drawn anew, or the coarser levels that a finer stage of a cascade is given. `Codes` are kept wholly, `Known`
-                says which of them. With None as `sizes` media get the size of the known ones.
+                says which of them. With None as `sizes` media get the size of the known ones, but for time series that end by themselves.
 
         Returns:
             `Codes` of the prior's code space, on its device.

@@ -137,7 +137,9 @@ def known_rows(known: Known | Codes | None, count: int, config: CodePriorConfig)
     known = Known(known) if isinstance(known, Codes) else known
     layout = CodeLayout.from_dict(config.layout)
     if known.codes.layout != layout:
-        raise ValueError(f"the known codes have the layout {known.codes.layout}, the prior was made for {layout}")
+        raise ValueError(
+            f"the known codes have the layout {known.codes.layout}, the prior was made for {layout}: use the tokenizer of the prior"
+        )
     if config.fingerprint is not None and known.codes.fingerprint is not None:
         check_fingerprint(config.fingerprint, known.codes.fingerprint, "the known codes")
     whole = [v.shape[1] == level.num_codebooks for v, level in zip(known.codes.levels, layout.levels, strict=False)]

@@ -193,8 +193,7 @@ class CodePriorModel(CodePriorPreTrainedModel, StepDrawingMixin, CodeGenerationM
             counted_BP = table.frame_P < frames_B[:, None]
             valid_BP = F.pad(counted_BP, (0, 1))
             last = int(table.step_P[table.frame_P < grid[0]].max())
-            ending = next(index for index, step in enumerate(table.steps) if step.frame == grid[0])
-            units = max(last, ending) + 1
+            units = max(last, int(table.frame_starts[grid[0]])) + 1
         vectors = self._unit_vectors(table)
         given_BUM = self._given(codes, table)
         prefix_T = self._prefix(grid)
@@ -263,14 +262,13 @@ class CodePriorModel(CodePriorPreTrainedModel, StepDrawingMixin, CodeGenerationM
 
     def _end_nats(self, x_BUM: Tensor, sequence: _Sequence, first: int, last: int) -> Tensor:
         """-ln p of "there is one more frame", or of "there is none", before each frame of each sample but its first, flat."""
-        starts = [
-            (index - first, step.frame)
-            for index, step in enumerate(sequence.table.steps[first:last], first)
-            if step.frame
-        ]
-        if not starts:
-            return x_BUM.new_zeros(0, dtype=torch.float32)
-        unit_N, frame_N = torch.tensor(starts, device=self.device).T
+        start_F = sequence.table.frame_starts
+        frame_N = ((start_F >= max(first, 1)) & (start_F < last)).nonzero()[:, 0]
+        if not len(
+            frame_N
+        ):  # nothing, by way of the head, so that it is part of every training pass: DDP waits for all parameters
+            return self.end_head(x_BUM[:, :0]).float().flatten()
+        unit_N = start_F[frame_N] - first
         frames_B1 = sequence.frames_B[:, None]
         ended_BN, asked_BN = frame_N >= frames_B1, frame_N <= frames_B1
         logit_BN = self.end_head(x_BUM[:, unit_N])[..., 0].float()
@@ -284,7 +282,10 @@ class CodePriorModel(CodePriorPreTrainedModel, StepDrawingMixin, CodeGenerationM
             return x_BNM
         out_BNM = torch.empty_like(x_BNM)
         for level, (streams, *_) in enumerate(table.shapes):
-            here = as_slice((table.level_P[low:high] == level).nonzero()[:, 0].cpu(), self.device)
+            here = (table.level_P[low:high] == level).nonzero()[:, 0].cpu()
+            if not len(here):  # a window may hold no place of a level
+                continue
+            here = as_slice(here, self.device)
             h_XQM = x_BNM[:, here].unflatten(1, (-1, streams)).flatten(0, 1) + self._depth_places(level)
             before_XQ = ids_BN[:, here].unflatten(1, (-1, streams)).flatten(0, 1)[:, :-1]
             h_XQM = h_XQM + F.pad(self.get_input_embeddings()(before_XQ), (0, 0, 1, 0))

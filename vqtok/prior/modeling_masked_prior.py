@@ -26,7 +26,7 @@ from .configuration_masked_prior import MaskedCodePriorConfig
 from .drawing import Batch, CodeDrawingMixin, Condition
 from .generation import CodeGenerationMixin
 from .known import Known
-from .masking import random_masks
+from .masking import random_masks, split_passes
 from .network import CodePriorPreTrainedModel
 from .sampling import CodeScores, uniforms
 from .sequence import OrderTable, flatten
@@ -82,7 +82,11 @@ class MaskedCodePriorModel(CodePriorPreTrainedModel, CodeDrawingMixin, CodeGener
             condition_ids: int64 `(B, L)` text tokens padded on the left, or `(B,)` class labels; None is the null condition. In train
                 mode conditions become null with probability `condition_dropout`.
             condition_mask: `(B, L)`, true for tokens; None if nothing is padding. A row of padding alone is null.
+            condition_features: float `(B, L, feature_size)`, what a text encoder says, instead of `condition_ids`.
             return_dict: ignored, the output is always named.
+
+        Returns:
+            `loss`, 0-dim, and `nats_per_code`, `(num_levels,)` of the levels that are predicted.
 
         Raises:
             ValueError: codes or conditions that do not fit the config, or samples of different grids.
@@ -194,6 +198,7 @@ class MaskedCodePriorModel(CodePriorPreTrainedModel, CodeDrawingMixin, CodeGener
         top_p: float | None = None,
         seed: int | None = None,
         batch_size: int = 64,
+        guidance_schedule: str | None = None,
         known: Known | Codes | None = None,
         num_passes: int | Sequence[int] | None = None,
         choice_temperature: float | None = None,
@@ -205,8 +210,9 @@ class MaskedCodePriorModel(CodePriorPreTrainedModel, CodeDrawingMixin, CodeGener
         None is read from `generation_config`.
 
         Args:
-            condition, sizes, num_samples, guidance_scale, temperature, top_k, top_p, seed, batch_size: as for `CodePriorModel`. A
-                temperature of 0 takes the likeliest codes, without noise in the choice of those that stay.
+            condition, sizes, num_samples, top_k, top_p, seed, batch_size: as for `CodePriorModel.sample_codes`.
+            guidance_scale, guidance_schedule: as there; the scale grows over the passes.
+            temperature: at least 0; 0 takes the likeliest codes, without noise in the choice of those that stay.
             known: codes that are kept, one sample for all or one per condition; the others are drawn seeing the kept ones of their own
                 level and all coarser ones. `Codes` are kept wholly, `Known` says which of them.
             num_passes: of the transformer over all levels together, or a number per level.
@@ -220,8 +226,10 @@ class MaskedCodePriorModel(CodePriorPreTrainedModel, CodeDrawingMixin, CodeGener
                 known codes that do not fit.
         """
         given = {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+        given |= {"guidance_schedule": guidance_schedule}
         given |= {"num_passes": num_passes, "choice_temperature": choice_temperature}
         settings = MaskedSettings.resolve(self.generation_config, **given)
+        split_passes(settings.num_passes, len(self.config.streams_per_level[self.config.own_levels]))
         return self._sample_codes(condition, sizes, num_samples, settings, seed, batch_size, known)
 
     def _draw_ids(self, batch: Batch) -> tuple[Tensor, None]:

@@ -133,7 +133,7 @@ class CodePriorPreTrainedModel(PublishedModel, PreTrainedModel):
         return self.backbone.get_input_embeddings()
 
     def get_output_embeddings(self) -> None:
-        """None: slices of `lm_head` are read and it is never called, so nothing that wraps modules (FSDP2) may hook its call."""
+        """None: slices of `lm_head` are read, it is never called, so nothing that wraps modules (FSDP2) may hook its call."""
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -204,12 +204,11 @@ class CodePriorPreTrainedModel(PublishedModel, PreTrainedModel):
             prefix_TM = torch.cat([prefix_TM[:-1], prefix_TM[-1:] + next_UM[:1]])
         return UnitVectors(prefix_TM, place_PM, next_UM, unit_UM)
 
-    def _given(self, codes: Sequence[Tensor], table: OrderTable, keep_B0: Tensor | None = None) -> Tensor | None:
+    def _given(self, codes: Sequence[Tensor], table: OrderTable) -> Tensor | None:
         """What the coarser levels, which this prior is given, add to each unit: `(B, U, M)`, or None if there are none.
 
         Args:
             codes: the given levels, maybe followed by others, each int64 `(B, Q, *grid)`.
-            keep_B0: of a time series, which cells of the coarsest grid are no padding.
         """
         if not self.config.first_level:
             return None
@@ -221,7 +220,7 @@ class CodePriorPreTrainedModel(PublishedModel, PreTrainedModel):
             here = self.place_embed.level.weight[level] + self.place_embed.codebook(place)
             embedded.append((embed(values).movedim(1, -2) + here).sum(-2))
         own = [shape[1:] for shape in table.shapes]
-        maps = self.conditioner(embedded, own, keep_B0)
+        maps = self.conditioner(embedded, own)
         streams = [shape[0] for shape in table.shapes]
         flat = [x.flatten(1, -2).repeat(1, count, 1) for x, count in zip(maps, streams, strict=True)]
         given_BPM = torch.cat(flat, 1)[:, table.index_P]
@@ -316,14 +315,17 @@ class CodePriorPreTrainedModel(PublishedModel, PreTrainedModel):
         """Refuse media of a size (pixels, samples or bytes) whose sequence is longer than the context; of a data set ask the largest.
 
         Raises:
-            ValueError: it is.
+            ValueError: it is, or its coarsest grid is larger than `max_grid`.
         """
-        config, layout = self.config, self.vocabulary.layout
-        units = len(self._table(self._shapes(self._with_room(layout.grids(size)))).step_U)
-        units = min(units, config.window or units)
-        self._check_length(
-            config.prefix_length + len(self._prefix(layout.grids(size)[0])) + units, f" for media of size {tuple(size)}"
-        )
+        config, grids = self.config, self.vocabulary.layout.grids(size)
+        units = self._most_units(self._table(self._shapes(self._with_room(grids))))
+        length = config.prefix_length + len(self._prefix(grids[0])) + units
+        self._check_length(length, f" for media of size {tuple(size)}")
+
+    def _most_units(self, table: OrderTable) -> int:
+        """How many units the transformer reads at most behind the prompt, whose last token is unit 0 of a shifted order."""
+        units, window = len(table.step_U), self.config.window
+        return units - table.shifted if window is None or units <= window else window
 
     def _check_length(self, length: int, what: str = "") -> None:
         if length > self.max_length:

@@ -61,7 +61,9 @@ class SamplingSettings:
         if not _is_number(self.top_p) or not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be in (0, 1], got {self.top_p!r}: 1 keeps all codes")
         if self.guidance_schedule not in SCHEDULES:
-            raise ValueError(f"guidance_schedule must be {', '.join(SCHEDULES)}, got {self.guidance_schedule!r}")
+            raise ValueError(
+                f"guidance_schedule must be one of {', '.join(SCHEDULES)}, got {self.guidance_schedule!r}: 'constant' guides them alike"
+            )
 
     def scale_at(self, progress: float) -> float:
         """The guidance scale when `progress`, from 0 to 1, of the steps is done."""

@@ -25,7 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -102,7 +102,6 @@ class OrderTable:
         shapes: `(Q, *grid)` of each level.
         runs: the positions of each stream.
         from_runs_P: int64, where each position is when the runs are laid one after another.
-        steps: what each pass of sampling predicts.
     """
 
     level_P: Tensor
@@ -118,31 +117,25 @@ class OrderTable:
     shifted: bool
     shapes: Shapes
     runs: tuple[Run, ...]
-    steps: tuple[Step, ...]
 
     def __len__(self) -> int:
         return len(self.level_P)
 
-    @property
+    @cached_property
     def has_gaps(self) -> bool:
         """Whether units, but for unit 0 of a shifted order, have fewer sources than there is room for."""
-        return any(step.has_gaps for step in self.steps[self.shifted :])
+        return bool((self.sources_US[int(self.shifted) :] == len(self)).any())
 
+    @cached_property
+    def frame_starts(self) -> Tensor:
+        """int64 `(frames,)`, the unit that predicts the first code of each coarse frame of a time series, laid out frame by frame."""
+        return self.unit_P[(self.level_P == 0) & (self.codebook_P == 0)]
 
-_COLUMNS = (
-    *(
-        "level_P",
-        "codebook_P",
-        "coord_PA",
-        "step_P",
-        "frame_P",
-        "index_P",
-        "unit_P",
-        "sources_US",
-        "step_U",
-        "from_runs_P",
-    ),
-)
+    @cached_property
+    def steps(self) -> tuple[Step, ...]:
+        """What each pass of sampling predicts. Training does without, so it is made when it is first asked for."""
+        with torch.inference_mode(False):
+            return _split_steps(self)
 
 
 @lru_cache(maxsize=256)
@@ -193,10 +186,8 @@ def order_table(
         where = [((level_P == level) & (codebook_P == codebook)).nonzero()[:, 0] for level, codebook in names]
         runs = tuple(Run(*name, as_slice(here, device)) for name, here in zip(names, where, strict=True))
         from_runs_P = torch.cat(where).argsort()
-        steps = _split_steps(level_P, codebook_P, step_P, unit_P, step_U, frame_P, sources_US, device)
         columns = (level_P, codebook_P, coord_PA, step_P, frame_P, index_P, unit_P, sources_US, step_U, from_runs_P)
-        on_device = {name: value.to(device) for name, value in zip(_COLUMNS, columns, strict=True)}
-        return OrderTable(**on_device, shifted=shifted, shapes=shapes, runs=runs, steps=steps)
+        return OrderTable(*(tensor.to(device) for tensor in columns), shifted=shifted, shapes=shapes, runs=runs)
 
 
 def check_order(order: str, streams: Sequence[int], ndim: int, time_major: bool = False) -> None:
@@ -292,19 +283,21 @@ def _parents(shapes: Shapes, level_P: Tensor, coord_PA: Tensor, index_P: Tensor)
     return torch.stack(columns, 1)
 
 
-def _split_steps(
-    level_P: Tensor,
-    codebook_P: Tensor,
-    step_P: Tensor,
-    unit_P: Tensor,
-    step_U: Tensor,
-    frame_P: Tensor,
-    sources_US: Tensor,
-    device: torch.device | None,
-) -> tuple[Step, ...]:
+def _split_steps(table: OrderTable) -> tuple[Step, ...]:
+    device, num = table.level_P.device, len(table)
+    columns = (
+        table.level_P,
+        table.codebook_P,
+        table.step_P,
+        table.unit_P,
+        table.step_U,
+        table.frame_P,
+        table.sources_US,
+    )
+    level_P, codebook_P, step_P, unit_P, step_U, frame_P, sources_US = (column.cpu() for column in columns)
     position_ends = torch.bincount(step_P).cumsum(0).tolist()
     unit_ends = torch.bincount(step_U).cumsum(0).tolist()
-    gaps_U = (sources_US == len(level_P)).any(1).tolist()
+    gaps_U = (sources_US == num).any(1).tolist()
     names, frames = list(zip(level_P.tolist(), codebook_P.tolist(), strict=True)), frame_P.tolist()
     unit_of: list[int] = unit_P.tolist()
     steps: list[Step] = []

@@ -53,11 +53,7 @@ def draw_stream(
     guided: bool,
     progress: float = 0.0,
 ) -> Tensor:
-    """Return ids `(B, N)` of one stream (offset, size), each drawn by its own number.
-
-    Raises:
-        ValueError: logits that are not numbers.
-    """
+    """Return ids `(B, N)` of one stream (offset, size), each drawn by its own number."""
     offset, size = stream
     logits_BNK = model._logits(x_BNM, offset, size).float()
     if guided:
@@ -67,8 +63,13 @@ def draw_stream(
 
 
 def check_finite(model: Any, hidden_BUM: Tensor) -> None:
-    """Refuse hidden states of the last step that are not numbers."""
-    if not bool(torch.isfinite(model.lm_head(hidden_BUM)).all()):
+    """Refuse what the last codes were predicted from if it gives logits that are not numbers; one place of each sample is asked.
+
+    Raises:
+        ValueError: it does.
+    """
+    logits_BV = model._logits(hidden_BUM[:, -1], model.vocabulary.size_offset, model.lm_head.out_features)
+    if not bool(torch.isfinite(logits_BV).all()):
         raise ValueError(
             "this prior gives logits that are not finite: its training diverged (train again with a lower learning rate), or its "
             f"weights overflow in {model.dtype} (load it with dtype float32)"
@@ -121,19 +122,19 @@ class Stepping:
             self.valid_BP[:, -1] = False
         self.per_pass = max(step.units.stop - step.units.start for step in table.steps)
         self.decoder: Decoder | None = None
+        self.last_BNM: Tensor | None = None
         self.depth: Any = None
         self.start = self.seen = 0
 
     def run(self) -> tuple[Tensor, Tensor | None]:
         """Ids `(B, P)`, and the frames `(B,)` of time series that end by themselves."""
-        hidden_BUM = None
         for step in self.table.steps[self._first_free_step() :]:
             hidden_BUM = self._hidden(step)
             if self.ends is not None and step.frame and self._all_end(hidden_BUM, step):
                 break
             self._draw(hidden_BUM, step)
-        if hidden_BUM is not None:  # what is not a number stays in the cache, so the last step shows it
-            check_finite(self.model, hidden_BUM)
+        if self.last_BNM is not None:  # what is not a number stays in the cache, so the last step shows it
+            check_finite(self.model, self.last_BNM)
         return self.ids_BP[:, :-1], self.frames_B
 
     def _progress(self, step: Step) -> float:
@@ -152,14 +153,14 @@ class Stepping:
         """Hidden states `(B, U, M)` of the units of a step."""
         windows, shifted = self.model._windows, self.table.shifted
         start = 0 if windows is None else windows.of_unit(step.units.start)
-        if self.decoder is None or start != self.start:
-            self.start, self.seen = start, 0
-            units = len(self.table.step_U) - start
-            units = units if windows is None else min(units, windows.length)
+        if self.decoder is None:
             position = self.model.config.prefix_length - self.prompt.mask_BL.shape[1]
-            length = self.prompt_BTM.shape[1] + units
-            self.model._check_length(position + length - (shifted and start == 0))
+            length = self.prompt_BTM.shape[1] + self.model._most_units(self.table)
+            self.model._check_length(position + length)
             self.decoder = decoder_for(self.model.backbone, len(self.prompt_BTM), length, position, self.per_pass)
+        if not self.seen or start != self.start:
+            self.start, self.seen = start, 0
+            self.decoder.restart()
             x_BTM = self.prompt_BTM
             if not shifted:
                 self._read(x_BTM, causal=True)
@@ -192,6 +193,7 @@ class Stepping:
             self._draw_run(hidden_BUM[:, run.units], run, step)
 
     def _draw_run(self, x_BNM: Tensor, run: StepRun, step: Step) -> None:
+        self.last_BNM = x_BNM
         where, progress = run.positions, self._progress(step)
         stream = self.model._own_stream(run.level, run.codebook)
         drawn_BN = draw_stream(

@@ -108,12 +108,8 @@ class Unmasking:
     def nats(self, ids_BP: Tensor, numbers_BP: Tensor, num_passes: int | Sequence[int]) -> Tensor:
         """-ln p of each code, float32 `(B, P)`, when they are revealed in the random order that the numbers give."""
         nats_BP = torch.empty(ids_BP.shape, dtype=torch.float32, device=ids_BP.device)
-        for here, passes in self.split(num_passes):
-            ids_BN, codebook_N, level = (
-                ids_BP[:, here],
-                self.table.codebook_P[here],
-                int(self.table.level_P[here.start]),
-            )
+        for level, (here, passes) in enumerate(self.split(num_passes)):
+            ids_BN, codebook_N = ids_BP[:, here], self.table.codebook_P[here]
             order_BN = reveal_order(codebook_N, numbers_BP[:, here])
             counts_Q = torch.bincount(codebook_N).cpu()
             starts = (counts_Q.cumsum(0) - counts_Q).tolist()
@@ -166,16 +162,16 @@ class Filling:
     def run(self) -> Tensor:
         """Ids `(B, P)`."""
         done, total = 0, sum(passes for _, passes in self.levels)
-        for here, passes in self.levels:
+        for level, (here, passes) in enumerate(self.levels):
             scales = [self.settings.scale_at((done + at) / max(1, total - 1)) for at in range(passes)]
-            self._fill(here, passes, scales)
+            self._fill(level, here, passes, scales)
             self.unmasking.finish(here, self.ids_BP[:, here])
             done += passes
         if self.last_BNM is not None:
             check_finite(self.unmasking.model, self.last_BNM)
         return self.ids_BP
 
-    def _fill(self, here: slice, passes: int, scales: Sequence[float]) -> None:
+    def _fill(self, level: int, here: slice, passes: int, scales: Sequence[float]) -> None:
         """Draw what is masked of a level."""
         places = codebook_places(self.unmasking.table.codebook_P[here])
         fixed_Bn = [~self.masked_BP[:, here][:, place_n] for place_n in places]
@@ -193,16 +189,25 @@ class Filling:
                 if torch.equal(before_B, after_B):
                     continue
                 index_Bn = index_QBn[codebook][:, : int(before_B.max())]
-                drawn_Bn, confidence_Bn = self._draw(hidden_BNM, here, codebook, index_Bn, at, scales[at], warmth)
+                drawn_Bn, confidence_Bn = self._draw(
+                    hidden_BNM, (level, codebook), here, index_Bn, at, scales[at], warmth
+                )
                 index_QBn[codebook] = self._keep(here, index_Bn, drawn_Bn, confidence_Bn, before_B, after_B)
             self.last_BNM = hidden_BNM
 
     def _draw(
-        self, hidden_BNM: Tensor, here: slice, codebook: int, index_Bn: Tensor, at: int, scale: float, warmth: float
+        self,
+        hidden_BNM: Tensor,
+        stream: tuple[int, int],
+        here: slice,
+        index_Bn: Tensor,
+        at: int,
+        scale: float,
+        warmth: float,
     ) -> tuple[Tensor, Tensor]:
         """Ids of places of a level, and how sure of each the model is, both `(B, n)`."""
         unmasking, settings = self.unmasking, self.settings
-        offset, size = unmasking.model._own_stream(int(unmasking.table.level_P[here.start]), codebook)
+        offset, size = unmasking.model._own_stream(*stream)
         rows_Bn = index_Bn if unmasking.prompt.halves == 1 else index_Bn.repeat(2, 1)
         logits_BnK = unmasking.model._logits(_at(hidden_BNM, rows_Bn), offset, size).float()
         if unmasking.prompt.guided:
