@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedConfig
+from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, AutoModel, PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
+from vqtok.audio.configuration_audio_vq import AudioVQConfig
+from vqtok.audio.feature_extraction_audio_vq import AudioVQFeatureExtractor
+from vqtok.audio.modeling_audio_vq import AudioVQModel
 from vqtok.codes import CodeLayout
 from vqtok.image.configuration_image_vq import ImageVQConfig
 from vqtok.image.image_processing_image_vq import ImageVQImageProcessor
@@ -20,9 +23,10 @@ from vqtok.prior import CodePriorConfig, CodePriorModel
 
 
 class Room(NamedTuple):
-    """What a modality brings: its classes, and the word for one unit of its input."""
+    """What a modality brings: its classes, and the words for its media and for one unit of them."""
 
     modality: str
+    plural: str
     unit: str
     config: type
     model: type
@@ -30,13 +34,15 @@ class Room(NamedTuple):
 
 
 ROOMS = {
-    ImageVQConfig.model_type: Room("image", "pixel", ImageVQConfig, ImageVQModel, ImageVQImageProcessor),
+    ImageVQConfig.model_type: Room("image", "images", "pixel", ImageVQConfig, ImageVQModel, ImageVQImageProcessor),
+    AudioVQConfig.model_type: Room("audio", "audio", "sample", AudioVQConfig, AudioVQModel, AudioVQFeatureExtractor),
 }
 for _model_type, _room in ROOMS.items():
     AutoConfig.register(_model_type, _room.config, exist_ok=True)
     AutoModel.register(_room.config, _room.model, exist_ok=True)
 AutoConfig.register(CodePriorConfig.model_type, CodePriorConfig, exist_ok=True)
 AutoModel.register(CodePriorConfig, CodePriorModel, exist_ok=True)
+AutoFeatureExtractor.register(AudioVQConfig, AudioVQFeatureExtractor, exist_ok=True)
 # Older transformers have no AutoImageProcessor without torchvision; VQTokenizer does not need it.
 with suppress(ImportError):
     # Resampling and rounding of the other back end differ, so there is only this one.
