@@ -4,13 +4,14 @@ import difflib
 import math
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers.feature_extraction_utils import BatchFeature, FeatureExtractionMixin
+
+from .files import read_file
 
 # Keys that transformers writes into preprocessor_config.json beside the state.
 _SERVICE_KEYS = frozenset(("image_processor_type", "processor_class", "feature_extractor_type", "auto_map"))
@@ -255,53 +256,3 @@ def resampled(sound: Tensor, rate: int, wanted: int) -> Tensor:
     result = resample(sound, rate, wanted)
     assert result.shape[1] == math.ceil(sound.shape[1] * wanted / rate)
     return result
-
-
-def read_file(path: str | os.PathLike, max_seconds: float = math.inf) -> tuple[np.ndarray, int]:
-    """The samples of a sound file as float32 `(channels, samples)`, and its rate.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no sound, broken, truncated, empty, or longer than `max_seconds`; the file is named.
-        ImportError: soundfile is not installed.
-    """
-    with open_file(path) as file:
-        if file.frames > max_seconds * file.samplerate:
-            raise ValueError(
-                f"{path} lasts {file.frames / file.samplerate:.0f} s, longer than the limit of {max_seconds:.0f} s: cut it, or "
-                "raise max_seconds of the processor"
-            )
-        wanted = file.frames
-        try:
-            sound = file.read(dtype="float32", always_2d=True)
-        except Exception as error:  # soundfile's own errors are RuntimeErrors
-            raise ValueError(f"cannot read the sound of {path}: {error}") from error
-        if len(sound) < wanted:
-            raise ValueError(f"{path} is truncated: {len(sound)} of {wanted} samples are there; get a complete copy")
-        if not len(sound):
-            raise ValueError(f"{path} has no sample")
-        return np.ascontiguousarray(sound.T), file.samplerate
-
-
-def open_file(path: str | os.PathLike) -> Any:
-    """The open `soundfile.SoundFile` of a path.
-
-    Raises:
-        FileNotFoundError, ValueError, ImportError: see `read_file`.
-    """
-    try:
-        import soundfile
-    except ImportError as error:
-        raise ImportError("reading and writing sound needs soundfile: pip install vqtok[audio]") from error
-    if isinstance(path, str) and path.startswith(("http://", "https://")):
-        raise ValueError(f"{path} is an address, and nothing is downloaded here: download it and give its path")
-    path = Path(path).expanduser()
-    if not path.exists():
-        raise FileNotFoundError(f"there is no file {path}: check the path")
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder: name a sound file in it")
-    try:
-        return soundfile.SoundFile(path)
-    except Exception as error:
-        reason = str(getattr(error, "error_string", "")) or str(error)
-        raise ValueError(f"cannot read {path}: it is no sound file, or is broken ({reason})") from error

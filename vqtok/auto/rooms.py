@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +13,7 @@ from transformers.utils import logging as transformers_logging
 
 from vqtok.audio.configuration_audio_vq import AudioVQConfig
 from vqtok.audio.feature_extraction_audio_vq import AudioVQFeatureExtractor
+from vqtok.audio.long import encode_file
 from vqtok.audio.modeling_audio_vq import AudioVQModel
 from vqtok.codes import CodeLayout
 from vqtok.image.configuration_image_vq import ImageVQConfig
@@ -23,7 +24,10 @@ from vqtok.prior import CodePriorConfig, CodePriorModel
 
 
 class Room(NamedTuple):
-    """What a modality brings: its classes, and the words for its media and for one unit of them."""
+    """What a modality brings: its classes, the words for its media and for one unit of them, and how it reads long files.
+
+    `encode_file(model, processor, path)` gives the codes of each level and the size, in memory that does not grow with the file.
+    """
 
     modality: str
     plural: str
@@ -31,11 +35,14 @@ class Room(NamedTuple):
     config: type
     model: type
     processor: type
+    encode_file: Callable[..., Any] | None = None
 
 
 ROOMS = {
     ImageVQConfig.model_type: Room("image", "images", "pixel", ImageVQConfig, ImageVQModel, ImageVQImageProcessor),
-    AudioVQConfig.model_type: Room("audio", "audio", "sample", AudioVQConfig, AudioVQModel, AudioVQFeatureExtractor),
+    AudioVQConfig.model_type: Room(
+        "audio", "audio", "sample", AudioVQConfig, AudioVQModel, AudioVQFeatureExtractor, encode_file
+    ),
 }
 for _model_type, _room in ROOMS.items():
     AutoConfig.register(_model_type, _room.config, exist_ok=True)

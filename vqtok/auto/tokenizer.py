@@ -201,6 +201,11 @@ class VQTokenizer:
     def fingerprint(self) -> str | None:
         return self.model.config.fingerprint
 
+    @property
+    def modality(self) -> str:
+        """ "image" or "audio"."""
+        return self._room.modality
+
     def to(self, device: torch.device | str) -> VQTokenizer:
         """Move the model; returns itself."""
         unchanged = self._origin is not None and self._origin_stamp == self._stamp()
@@ -220,7 +225,8 @@ class VQTokenizer:
     ) -> Codes:
         """The codes of media, in their order, on the CPU. The model's state and mode do not matter and do not change.
 
-        Media of equal padded size are encoded together; none is padded to the size of another.
+        Media of equal padded size are encoded together; none is padded to the size of another. A single sound file is read and
+        encoded in parts, in memory that does not grow with it.
 
         Args:
             media: one item or an iterable of items. Of images: PIL pictures, uint8 arrays, paths, of any sizes. Of audio: arrays
@@ -241,6 +247,11 @@ class VQTokenizer:
                 f"sampling_rate={sampling_rate} is for audio, this tokenizer is for {self._room.plural}: leave it out"
             )
         self._check_counts(batch_size=batch_size, num_codebooks=num_codebooks, num_levels=num_levels)
+        if self._room.encode_file is not None and isinstance(media, (str, os.PathLike)) and sampling_rate is None:
+            with evaluating(self.model):
+                levels, size = self._room.encode_file(self.model, self.processor, media)
+            codes = Codes(levels, torch.tensor([size]), self.layout, self.fingerprint)
+            return codes.prefix(num_levels, num_codebooks)
         parts: list[Codes] = []
         order: list[int] = []
         with evaluating(self.model):

@@ -148,7 +148,8 @@ def _publish(
     number: int,
     history: list[dict[str, float]],
 ) -> None:
-    """Leave in the model the averaged weights, unless they measure worse than the raw ones."""
+    """Leave in the model the averaged weights, unless they measure worse than the raw ones, which stay in `step.raw`."""
+    step.raw = {name: value.detach().to("cpu", copy=True) for name, value in step.model.state_dict().items()}
     if step.average is None:
         return
     keep_average = torch.ones((), device=accelerator.device)

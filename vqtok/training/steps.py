@@ -24,7 +24,10 @@ class OptimizerStep:
     Attributes:
         model: the bare model; `prepared` is what accelerate made of it.
         average: the running average of the weights, None when switched off.
+        raw: after a run the weights as the optimizer left them, to continue from; None before.
     """
+
+    raw: dict[str, Tensor] | None = None
 
     def __init__(self, accelerator: Accelerator, model: nn.Module, args: TrainingArguments):
         self.accelerator, self.model, self.args = accelerator, model, args
