@@ -69,8 +69,9 @@ class TokenizerArguments(AdversarialArguments):
     decoder_only: bool = field(
         default=False, metadata={"help": "With --tokenizer: train the decoder alone; codes stay valid."}
     )
-    dataset: str = field(
-        default="digits", metadata={"help": "Embedded data (digits, ...), a folder, or a data set of `datasets`."}
+    dataset: str | None = field(
+        default=None,
+        metadata={"help": "digits or spoken (embedded, the default), a folder, or a data set of `datasets`."},
     )
     image_column: str | None = field(default=None, metadata={"help": "Column of pictures, if there are several."})
     holdout: list[str] = field(default_factory=list, metadata={"help": "Files of a folder kept for the test, by name."})
@@ -196,7 +197,7 @@ class Pictures:
     def load(self, split: str, num_samples: int | None) -> Any:
         script = self.script
         options = {"image_column": script.image_column, "holdout": script.holdout or None, "num_samples": num_samples}
-        return load_images(script.dataset, split, **options)
+        return load_images(script.dataset or "digits", split, **options)
 
     def training_items(self, train: Any) -> Any:
         size = self.script.image_size
@@ -255,7 +256,7 @@ class Sounds:
     def load(self, split: str, num_samples: int | None) -> Any:
         script, processor = self.script, self.processor
         options = {"split": split, "num_samples": num_samples, "holdout": script.holdout or None}
-        return load_audio(script.dataset, processor.sampling_rate, processor.num_channels, **options)
+        return load_audio(script.dataset or "spoken", processor.sampling_rate, processor.num_channels, **options)
 
     def training_items(self, train: Any) -> Any:
         return AudioCropDataset(train, self.num_samples, seed=self.seed)

@@ -279,14 +279,7 @@ class VQTokenizer:
             ValueError: the codes belong to another tokenizer (both fingerprints are named) or have another layout.
             TypeError: not `Codes`.
         """
-        if not isinstance(codes, Codes):
-            raise TypeError(f"decode takes Codes, got {type(codes).__name__}: bare tensors go through tok.model.decode")
-        if self.fingerprint is not None and codes.fingerprint is not None:
-            check_fingerprint(self.fingerprint, codes.fingerprint, "these codes")
-        if codes.layout != self.layout:
-            raise ValueError(
-                f"codes of the layout {codes.layout.to_dict()} do not fit this tokenizer's {self.layout.to_dict()}"
-            )
+        self.check_codes(codes)
         self._check_counts(batch_size=batch_size)
         groups: dict[tuple[int, ...], list[int]] = {}
         for index, size in enumerate(codes.sizes.tolist()):
@@ -302,6 +295,22 @@ class VQTokenizer:
                     for index, item in zip(chosen, self.processor.postprocess(output, part.sizes), strict=True):
                         media[index] = item
         return media
+
+    def check_codes(self, codes: Codes) -> None:
+        """Refuse codes that are not of this tokenizer.
+
+        Raises:
+            ValueError: the codes belong to another tokenizer (both fingerprints are named) or have another layout.
+            TypeError: not `Codes`.
+        """
+        if not isinstance(codes, Codes):
+            raise TypeError(f"decode takes Codes, got {type(codes).__name__}: bare tensors go through tok.model.decode")
+        if self.fingerprint is not None and codes.fingerprint is not None:
+            check_fingerprint(self.fingerprint, codes.fingerprint, "these codes")
+        if codes.layout != self.layout:
+            raise ValueError(
+                f"codes of the layout {codes.layout.to_dict()} do not fit this tokenizer's {self.layout.to_dict()}"
+            )
 
     def reconstruct(self, media: Any, batch_size: int | None = None, sampling_rate: int | None = None) -> list[Any]:
         """What is left of media after encoding and decoding, a list also for one item."""
