@@ -71,12 +71,13 @@ class TokenizerArguments(AdversarialArguments):
     )
     dataset: str | None = field(
         default=None,
-        metadata={"help": "digits or spoken (embedded, the default), a folder, or a data set of `datasets`."},
+        metadata={"help": "digits or spoken-numbers (embedded, the default), a folder, or a data set of `datasets`."},
     )
     image_column: str | None = field(default=None, metadata={"help": "Column of pictures, if there are several."})
     holdout: list[str] = field(default_factory=list, metadata={"help": "Files of a folder kept for the test, by name."})
     image_size: int = field(default=0, metadata={"help": "Side of random crops; 0 takes whole pictures of one size."})
     seconds: float = field(default=1.0, metadata={"help": "About how long the random crops of sound are."})
+    resample: bool = field(default=False, metadata={"help": "Bring sound of other rates to the tokenizer's."})
     num_samples: int | None = field(
         default=None, metadata={"help": "How many pictures or clips at most (digits: how many scenes)."}
     )
@@ -256,7 +257,10 @@ class Sounds:
     def load(self, split: str, num_samples: int | None) -> Any:
         script, processor = self.script, self.processor
         options = {"split": split, "num_samples": num_samples, "holdout": script.holdout or None}
-        return load_audio(script.dataset or "spoken", processor.sampling_rate, processor.num_channels, **options)
+        options["resample"] = script.resample
+        return load_audio(
+            script.dataset or "spoken-numbers", processor.sampling_rate, processor.num_channels, **options
+        )
 
     def training_items(self, train: Any) -> Any:
         return AudioCropDataset(train, self.num_samples, seed=self.seed)

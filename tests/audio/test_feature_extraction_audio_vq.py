@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from torchaudio.functional import resample
 from transformers import AutoFeatureExtractor
 
 import vqtok.auto  # noqa: F401 (registers the class)
 from vqtok.audio import AudioVQFeatureExtractor
+from vqtok.audio.resampling import resample
 
 RATE = 8000
 
@@ -114,7 +114,7 @@ def test_rates_are_converted_when_asked_for():
     sound = noise(2205)
     values, size = make(resample=True).prepare(sound, 22050)
     assert size == (800,), "ceil(2205 * 8000 / 22050)"
-    assert values[0].equal(resample(torch.from_numpy(sound), 22050, RATE))
+    assert np.array_equal(values.numpy(), resample(sound[None], 22050, RATE))
 
 
 def test_channels_are_converted_when_asked_for():

@@ -21,6 +21,7 @@ def load_audio(
     split: str = "train",
     num_samples: int | None = None,
     holdout: Sequence[str] | None = None,
+    resample: bool = False,
 ) -> FolderAudio:
     """A map-style data set of `{"audio": float32 (channels, samples), "sampling_rate": int}` of a folder's sound files.
 
@@ -40,16 +41,16 @@ def load_audio(
         return hashlib.sha256(path.relative_to(folder).as_posix().encode()).digest()[0] < 26
 
     chosen = [path for path in files if split == "all" or held_out(path) == (split == "test")]
-    return FolderAudio(folder, chosen[:num_samples], sampling_rate, num_channels)
+    return FolderAudio(folder, chosen[:num_samples], sampling_rate, num_channels, resample)
 
 
 class FolderAudio(Dataset[dict[str, Any]]):
     """See `load_audio`."""
 
-    def __init__(self, folder: Path, files: list[Path], sampling_rate: int, num_channels: int):
+    def __init__(self, folder: Path, files: list[Path], sampling_rate: int, num_channels: int, resample: bool):
         self.folder, self.files, self.skipped = folder, files, []
         self.extractor = AudioVQFeatureExtractor(
-            stride=1, sampling_rate=sampling_rate, num_channels=num_channels, resample=True, mix=True
+            stride=1, sampling_rate=sampling_rate, num_channels=num_channels, resample=resample, mix=True
         )
 
     def __len__(self) -> int:

@@ -1,7 +1,6 @@
 """Sound of any kind to the tensors of the model, and back."""
 
 import difflib
-import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor
 from transformers.feature_extraction_utils import BatchFeature, FeatureExtractionMixin
 
 from .files import read_file
+from .resampling import resample
 
 # Keys that transformers writes into preprocessor_config.json beside the state.
 _SERVICE_KEYS = frozenset(("image_processor_type", "processor_class", "feature_extractor_type", "auto_map"))
@@ -31,7 +31,7 @@ class AudioVQFeatureExtractor(FeatureExtractionMixin):
         stride: the largest stride of the model's layout, in samples.
         sampling_rate: of the model, in Hz.
         num_channels: of the model, 1 (mono) or 2 (stereo).
-        resample: bring other rates to the model's (torchaudio's windowed sinc); False refuses them.
+        resample: bring other rates to the model's (see `vqtok.audio.resampling`); False refuses them.
         mix: make what the model wants of other channels: mono is the mean of all, stereo of mono is mono twice; False refuses them.
         max_seconds: a longer clip is refused before it is read.
 
@@ -246,13 +246,4 @@ class AudioVQFeatureExtractor(FeatureExtractionMixin):
                 f"{what} has {rate} Hz, the tokenizer takes {self.sampling_rate} Hz: resample it, or set "
                 "processor.resample = True (vqtok encode --resample)"
             )
-        return resampled(sound, rate, self.sampling_rate)
-
-
-def resampled(sound: Tensor, rate: int, wanted: int) -> Tensor:
-    """Float32 `(channels, samples)` at another rate: ceil(samples * wanted / rate) samples (torchaudio's windowed sinc)."""
-    from torchaudio.functional import resample
-
-    result = resample(sound, rate, wanted)
-    assert result.shape[1] == math.ceil(sound.shape[1] * wanted / rate)
-    return result
+        return torch.from_numpy(resample(sound.numpy(), rate, self.sampling_rate))

@@ -17,8 +17,8 @@ from .feature_extraction_audio_vq import AudioVQFeatureExtractor
 from .files import file_format, load_soundfile, open_file
 from .modeling_audio_vq import AudioVQModel
 
-# torchaudio's resampling looks this many periods of the lower rate to either side: 6, its lowpass_filter_width, and some.
-_SINC_PERIODS = 7
+# How far resampling looks to either side: its 64 zeros at 0.95 of the lower rate (`vqtok.audio.resampling`), in its periods.
+_SINC_PERIODS = 68
 
 
 class SoundFileReader:
