@@ -51,15 +51,15 @@ def decode_chunks(
 
 
 def _chunks(
-    model: VQPreTrainedModel, steps: int, context: int, chunk_seconds: float
+    model: VQPreTrainedModel, steps: int, context: tuple[int, int], chunk_seconds: float
 ) -> Iterator[tuple[int, int, int, int]]:
     """Where each chunk starts and ends, and from where to where it has to be computed, in steps of the coarsest level."""
     stride = model.layout.stride
     size = max(1, round(chunk_seconds * model.config.sampling_rate / stride))
-    around = -(-context // stride)
+    before, after = (-(-samples // stride) for samples in context)
     for start in range(0, steps, size):
         end = min(start + size, steps)
-        yield start, end, max(0, start - around), end if model.config.causal else min(steps, end + around)
+        yield start, end, max(0, start - before), min(steps, end + after)
 
 
 def _cut(codes: Tensor, start: int, end: int, steps: int) -> Tensor:

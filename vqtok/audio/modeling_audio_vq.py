@@ -44,7 +44,7 @@ class AudioEncoder(nn.Module):
     """Everything that decides codes before the quantizers: features of each level and the way down from coarse to fine.
 
     Attributes:
-        context: samples that a latent may see beyond its own, on either side; before its own when causal.
+        context: how many samples the latents of a step of the coarsest level see before and after its own.
     """
 
     def __init__(self, config: AudioVQConfig):
@@ -69,16 +69,15 @@ class AudioEncoder(nn.Module):
             head = TimeConv(inputs, config.latent_size, 3, causal=causal)
             self.heads.append(nn.ModuleList([activation(config.activation, inputs), head]))
         self.at = at
-        self.context = self._context()
+        self.context = tuple(max(self._seen(level, 0, side) for level in range(len(at))) for side in (0, 1))
 
-    def _context(self) -> int:
-        rate, total = 1, 0
-        for ratio, (_, down, units) in zip(self.ratios, self.stages, strict=True):
-            total += down.reach * rate
-            rate *= ratio
-            total += units.reach * rate
-        total += sum(condition.reach(stride) for condition, stride in zip(self.conditions, self.strides, strict=False))
-        return total + sum(head.reach * stride for (_, head), stride in zip(self.heads, self.strides, strict=True))
+    def _seen(self, level: int, steps: int, side: int) -> int:
+        """How many samples `steps` steps of the latents of a level see, on one side."""
+        steps += self.heads[level][1].sees[side]
+        coarser = self._seen(level - 1, self.conditions[level - 1].seen(steps, side), side) if level else 0
+        for _, down, units in reversed(self.stages[: self.at[level] + 1]):
+            steps = (steps + units.sees[side]) * down.stride[0] + down.sees[side]
+        return max(steps, coarser)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None, state: StreamState | None = None) -> Features:
         """Features of each level of sound `(B, C, T)`."""
@@ -93,16 +92,18 @@ class AudioEncoder(nn.Module):
 
     def latents(self, features: Features, level: int, quantized: Sequence[Tensor]) -> Tensor:
         """Latents `(B, D, t)` of `level`, given the quantized latents `(B, D, t)` of the coarser ones."""
+        # The blocks of the coarser levels run anew for each finer one, so in a stream each level has a memory of its own.
+        state = None if features.state is None else features.state.setdefault(level, {})
         condition: Tensor | None = None
         for block, value, stride in zip(self.conditions, quantized, self.strides, strict=False):
             at_rate = _slower(features.lengths, stride)
             known = value if at_rate is None else zero_beyond(value, at_rate)  # a code is never zero
             known = known if condition is None else torch.cat([known, condition], 1)
-            condition = block(known, at_rate, features.state)
+            condition = block(known, at_rate, state)
         own = features.levels[level]
         act, head = self.heads[level]
         x = act(own if condition is None else torch.cat([own, condition], 1))
-        return head(x, _slower(features.lengths, self.strides[level]), features.state)
+        return head(x, _slower(features.lengths, self.strides[level]), state)
 
 
 class _Condition(nn.Module):
@@ -124,13 +125,11 @@ class _Condition(nn.Module):
             for stage in range(coarse, fine, -1)
         )
 
-    def reach(self, stride: int) -> int:
-        """Samples of context, where the input has `stride` samples per step."""
-        total = (self.first.reach + self.units.reach) * stride
-        for _, up in self.ups:
-            total += up.reach * stride
-            stride //= up.stride[0]
-        return total
+    def seen(self, steps: int, side: int) -> int:
+        """How many steps of the input `steps` steps of the result see, on one side."""
+        for _, up in reversed(self.ups):
+            steps = up.seen(steps, side)
+        return steps + self.units.sees[side] + self.first.sees[side]
 
     def forward(self, x: Tensor, lengths: Tensor | None, state: StreamState | None) -> Tensor:
         x = self.units(self.first(x, lengths, state), lengths, state)
@@ -144,7 +143,7 @@ class AudioDecoder(nn.Module):
     """Sound from quantized latents, coarse to fine. A level that is not given is replaced by a learned vector.
 
     Attributes:
-        context: samples around its own that a sample of the result may depend on, in the way of `AudioEncoder.context`.
+        context: how many samples before and after its own the sound of a step of the coarsest level depends on.
     """
 
     def __init__(self, config: AudioVQConfig):
@@ -170,17 +169,17 @@ class AudioDecoder(nn.Module):
         # Row i stands for level i + 1; with one level there is none, as DDP does not forgive a parameter that is never used.
         levels = len(self.strides)
         self.null = nn.Parameter(torch.zeros(levels - 1, config.latent_size)) if levels > 1 else None
-        self.context = self._context()
+        self.context = (self._seen(0), self._seen(1))
 
-    def _context(self) -> int:
-        rate = self.strides[0]
-        total = self.first.reach * rate + sum(
-            merge.reach * stride for merge, stride in zip(self.merges, self.strides[1:], strict=True)
-        )
-        for (units, _, up), ratio in zip(self.stages, reversed(self.ratios), strict=True):
-            total += (units.reach + up.reach) * rate
-            rate //= ratio
-        return total
+    def _seen(self, side: int) -> int:
+        """How many samples one side of a step of the coarsest level depends on, by the steps of each rate, fine to coarse."""
+        steps, rate, merges = 0, 1, list(zip(self.strides[1:], self.merges, strict=True))
+        for units, _, up in reversed(self.stages):
+            steps = up.seen(steps, side) if isinstance(up, TimeUpsample) else steps + up.sees[side]
+            rate *= up.stride[0]
+            steps += units.sees[side]
+            steps += sum(merge.sees[side] for stride, merge in merges if stride == rate)
+        return (steps + self.first.sees[side]) * rate
 
     def forward(
         self,

@@ -3,19 +3,21 @@
 Zero padding only, no norms. With `lengths`, what lies beyond a clip's end is set to zero after every convolution, which is what the
 padding of the clip alone would have been. With `state`, a causal stack continues where the chunk before it ended.
 
-A layer tells in `reach` how many steps of its input an output sees beyond its own: what a chunk needs as context, both sides together.
+A layer tells in `sees` (or `seen`) how many steps of its input an output sees before and after its own: what a chunk needs around it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-# What the layers of one causal stack remember between two chunks: the last steps of their input.
-StreamState = dict[nn.Module, Tensor]
+# What the layers of one causal stack remember between two chunks: the last steps of their input. Parts that run several times on one
+# chunk have a dict of their own in it for each time.
+StreamState = dict[Any, Any]
 
 
 class TimeConv(nn.Conv1d):
@@ -35,17 +37,17 @@ class TimeConv(nn.Conv1d):
         causal: bool = False,
     ):
         super().__init__(in_channels, out_channels, kernel_size, stride, dilation=dilation, groups=groups)
-        self.reach = (kernel_size - 1) * dilation + 1 - stride
-        assert self.reach >= 0, "a kernel shorter than the stride skips input"
+        reach = (kernel_size - 1) * dilation + 1 - stride
+        assert reach >= 0, "a kernel shorter than the stride skips input"
         self.causal = causal
-        self.left = self.reach if causal else self.reach // 2
+        self.sees = (reach, 0) if causal else (reach // 2, reach - reach // 2)
 
     def forward(self, x_BDt: Tensor, lengths: Tensor | None = None, state: StreamState | None = None) -> Tensor:
         """`(B, D, t)` -> `(B, D', t / stride)`; `lengths` int64 `(B,)` are in steps of the input."""
-        if state is not None and self.reach:
-            x_BDt = _continued(self, x_BDt, self.reach, state)
-        elif self.reach:
-            x_BDt = functional.pad(x_BDt, (self.left, self.reach - self.left))
+        if state is not None and any(self.sees):
+            x_BDt = _continued(self, x_BDt, self.sees[0], state)
+        elif any(self.sees):
+            x_BDt = functional.pad(x_BDt, self.sees)
         y = super().forward(x_BDt)
         return y if lengths is None else zero_beyond(y, lengths // self.stride[0])
 
@@ -58,14 +60,18 @@ class TimeUpsample(nn.ConvTranspose1d):
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, causal: bool = False):
         super().__init__(in_channels, out_channels, 2 * stride, stride)
-        self.reach = 1 if causal else 2
         self.causal = causal
-        self.left = 0 if causal else stride // 2
+        self.skipped = 0 if causal else stride // 2
+
+    def seen(self, steps: int, side: int) -> int:
+        """How many steps of the input the result sees before (side 0) or after (1) its own, given `steps` more of the result."""
+        stride = self.stride[0]
+        return 1 - (self.skipped - steps) // stride if side == 0 else (stride - 1 + steps + self.skipped) // stride
 
     def forward(self, x_BDt: Tensor, lengths: Tensor | None = None, state: StreamState | None = None) -> Tensor:
         """`(B, D, t)` -> `(B, D', t * stride)`; `lengths` int64 `(B,)` are in steps of the input."""
         stride, steps = self.stride[0], x_BDt.shape[-1]
-        skipped = self.left
+        skipped = self.skipped
         if state is not None:
             x_BDt = _continued(self, x_BDt, 1, state)
             skipped = stride
@@ -113,7 +119,7 @@ class ResidualUnits(nn.Module):
         )
         for block in self.blocks:
             block[-1].starts_at_zero = True  # every block starts as the identity, so that depth costs nothing at first
-        self.reach = sum(block[1].reach for block in self.blocks)
+        self.sees = tuple(sum(block[1].sees[side] for block in self.blocks) for side in (0, 1))
 
     def forward(self, x_BDt: Tensor, lengths: Tensor | None = None, state: StreamState | None = None) -> Tensor:
         for before, wide, between, narrow in self.blocks:
