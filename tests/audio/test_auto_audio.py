@@ -8,6 +8,8 @@ from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
 
 from tests.tiny import assert_same_codes, make_audio_tokenizer, picture, sound
 from vqtok import AudioVQFeatureExtractor, AudioVQModel, Codes, VQTokenizer
+from vqtok.encoding import encode_dataset
+from vqtok.prior.data import CodeDataset
 
 SIZES = [1, 39, 40, 41, 1000, 999, 2000]
 
@@ -122,3 +124,14 @@ def test_a_feature_extractor_of_another_model_is_refused(tok, field, value):
 def test_no_clips_are_no_codes(tok):
     codes = tok.encode([])
     assert len(codes) == 0 and tok.decode(codes) == []
+
+
+def test_a_data_set_of_sound_becomes_a_code_cache(tok, tmp_path):
+    tok.save_pretrained(tmp_path / "tok")
+    clips = [{"audio": sound(100 + 37 * i)[None], "sampling_rate": 8000, "text": f"clip {i}"} for i in range(5)]
+    encode_dataset(tok, clips, tmp_path / "codes", batch_size=2)
+    codes = CodeDataset(tmp_path / "codes")
+    assert len(codes) == 5 and codes.fingerprint == tok.fingerprint and codes[3]["text"] == "clip 3"
+    clips[3]["audio"] = np.full((1, 9), np.nan, np.float32)
+    with pytest.raises(ValueError, match="sample 3: .*NaN"):
+        encode_dataset(tok, clips, tmp_path / "more", batch_size=2)

@@ -30,6 +30,9 @@ class AdversarialStep(TokenizerStep):
         discriminator: gives `own_loss(real, fake)` and `codec_losses(real, fake)` of its outputs.
         play: weights and start.
 
+    Attributes:
+        raw: after a run the weights as the optimizer left them, on the CPU, to continue from; None before.
+
     Raises:
         ValueError: fp16, whose scaled gradients one loss scale cannot serve twice.
     """
@@ -46,6 +49,7 @@ class AdversarialStep(TokenizerStep):
         if args.mixed_precision == "fp16":
             raise ValueError("--mixed_precision fp16 does not go with discriminators: use bf16 or no")
         super().__init__(accelerator, model, args, epoch_size)
+        self.raw: dict[str, Tensor] | None = None
         self.discriminator, self.play = discriminator, play
         # The first beta of HiFi-GAN and its heirs: what the codec does changes under the discriminators' feet.
         optimizer = torch.optim.AdamW(
@@ -98,6 +102,11 @@ class AdversarialStep(TokenizerStep):
             self.discriminator_optimizer.step()
             self.discriminator_optimizer.zero_grad(set_to_none=True)
         self.steps.done += 1
+
+    def publish(self, averaged: bool) -> None:
+        """As for every step; what is not published stays in `raw`."""
+        self.raw = {name: value.detach().to("cpu", copy=True) for name, value in self.model.state_dict().items()}
+        super().publish(averaged)
 
 
 class _Steps(nn.Module):

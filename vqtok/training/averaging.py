@@ -8,9 +8,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from .sharding import local
+
 
 class WeightAverage:
-    """Average parameters, copy buffers: decay min(d, (1 + n) / (10 + n)) after n updates.
+    """Average parameters, copy buffers: decay min(d, (1 + n) / (10 + n)) after n updates. Of sharded weights each process has its piece.
 
     Not to be confused with the EMA of a codebook, which is part of the model.
     """
@@ -27,10 +29,10 @@ class WeightAverage:
         self.updates += 1
         state = model.state_dict()
         names = [name for name in state if name in self._averaged]
-        torch._foreach_lerp_([self.values[n] for n in names], [state[n] for n in names], 1 - decay)
+        torch._foreach_lerp_([local(self.values[n]) for n in names], [local(state[n]) for n in names], 1 - decay)
         for name, value in state.items():
             if name not in self._averaged:
-                self.values[name].copy_(value)
+                local(self.values[name]).copy_(local(value))
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
@@ -46,4 +48,4 @@ class WeightAverage:
 @torch.no_grad()
 def _copy(model: nn.Module, values: dict[str, Tensor]) -> None:
     for name, value in model.state_dict().items():
-        value.copy_(values[name])
+        local(value).copy_(local(values[name]))

@@ -19,6 +19,7 @@ from vqtok.files import sync, write_json
 
 from .arguments import FREE_ARGUMENTS
 from .averaging import WeightAverage
+from .sharding import set_whole, whole
 
 
 def save_checkpoint(
@@ -37,9 +38,10 @@ def save_checkpoint(
     accelerator.wait_for_everyone()
     try:
         accelerator.save_state(str(partial))
+        averaged = {} if average is None else {name: whole(value) for name, value in average.values.items()}
         if accelerator.is_main_process:
             if average is not None:
-                save_file(average.values, partial / "averaged.safetensors")
+                save_file(averaged, partial / "averaged.safetensors")
             write_json(partial / "state.json", {**state, "averaged_updates": 0 if average is None else average.updates})
     except (
         OSError,
@@ -53,8 +55,9 @@ def save_checkpoint(
         ) from error
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        for file in partial.iterdir():
-            sync(file)
+        for file in partial.rglob("*"):  # sharded states are folders
+            if file.is_file():
+                sync(file)
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
         for old in checkpoints(folder)[:-keep]:
@@ -85,7 +88,7 @@ def load_checkpoint(
         accelerator.load_state(str(newest))
         if average is not None:
             for name, value in load_file(newest / "averaged.safetensors").items():
-                average.values[name].copy_(value)
+                set_whole(average.values[name], value)
             average.updates = state["averaged_updates"]
     except (OSError, RuntimeError, KeyError, EOFError, SafetensorError) as error:
         raise ValueError(_damaged(newest, error)) from error

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,6 @@ def fit(
     # Takes accelerate's autocast off the model's forward.
     accelerator.unwrap_model(step.prepared, keep_fp32_wrapper=False)
     _publish(accelerator, step, evaluate, args.max_steps, history)
-    step.model.eval()
     return history
 
 
@@ -128,12 +127,9 @@ def learning_rate(number: int, args: TrainingArguments) -> float:
 def _evaluate(
     accelerator: Accelerator, step: OptimizerStep, evaluate: Evaluate, number: int, history: list[dict[str, float]]
 ) -> None:
+    measured = _measure(accelerator, step, evaluate, number, step.average is not None)
     if accelerator.is_main_process:
-        with step.average.applied(step.model) if step.average else nullcontext():
-            record = {
-                "step": number,
-                **{f"eval_{name}": float(v) for name, v in _in_eval(step, evaluate, number).items()},
-            }
+        record = {"step": number, **{f"eval_{name}": float(value) for name, value in measured.items()}}
         history.append(record)
         words = "  ".join(f"{name} {value:.4g}" for name, value in record.items() if name != "step")
         tqdm.write(f"step {number}  {words}", file=sys.stderr)
@@ -148,31 +144,31 @@ def _publish(
     number: int,
     history: list[dict[str, float]],
 ) -> None:
-    """Leave in the model the averaged weights, unless they measure worse than the raw ones, which stay in `step.raw`."""
-    step.raw = {name: value.detach().to("cpu", copy=True) for name, value in step.model.state_dict().items()}
-    if step.average is None:
-        return
-    keep_average = torch.ones((), device=accelerator.device)
-    if evaluate is not None and accelerator.is_main_process:
-        raw = _in_eval(step, evaluate, number)
-        with step.average.applied(step.model):
-            averaged = _in_eval(step, evaluate, number)
-        if averaged["loss"] > raw["loss"]:
-            keep_average.zero_()
-        history.append(
-            {"step": number, "eval_loss_raw": float(raw["loss"]), "eval_loss_averaged": float(averaged["loss"])}
-        )
-    if accelerator.num_processes > 1:
-        torch.distributed.broadcast(keep_average, 0)
-    if keep_average:
-        for name, value in step.model.state_dict().items():
-            value.copy_(step.average.values[name])
+    """Leave in the model the averaged weights, unless they measure worse than the raw ones."""
+    keep_average = torch.tensor(float(step.average is not None), device=accelerator.device)
+    if evaluate is not None and step.average is not None:
+        raw, averaged = (_measure(accelerator, step, evaluate, number, kind) for kind in (False, True))
+        if accelerator.is_main_process:
+            if averaged["loss"] > raw["loss"]:
+                keep_average.zero_()
+            history.append(
+                {"step": number, "eval_loss_raw": float(raw["loss"]), "eval_loss_averaged": float(averaged["loss"])}
+            )
+        if accelerator.num_processes > 1:
+            torch.distributed.broadcast(keep_average, 0)
+    step.publish(averaged=bool(keep_average))
 
 
 @torch.no_grad()
-def _in_eval(step: OptimizerStep, evaluate: Evaluate, number: int) -> dict[str, float]:
-    step.model.eval()
-    return evaluate(number)
+def _measure(
+    accelerator: Accelerator, step: OptimizerStep, evaluate: Evaluate, number: int, averaged: bool
+) -> dict[str, float]:
+    """Metrics on the main process, {} on the others, which may be needed to gather the weights."""
+    with step.weights(averaged):
+        if not accelerator.is_main_process:
+            return {}
+        step.model.eval()
+        return evaluate(number)
 
 
 def _any_process(accelerator: Accelerator, flag: bool) -> bool:

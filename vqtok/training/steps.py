@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from vqtok.quantizers import CodebookHealth, update_all
 
 from .arguments import TrainingArguments
 from .averaging import WeightAverage
+from .sharding import gather_into, is_sharded, whole
 
 
 class OptimizerStep:
@@ -22,23 +24,28 @@ class OptimizerStep:
     A subclass says what a micro-batch is: `compute(batch) -> (loss, metrics)`, and what follows the update: `after_update()`.
 
     Attributes:
-        model: the bare model; `prepared` is what accelerate made of it.
+        model: the bare model, which is measured and published; `prepared` is what accelerate made of it.
+        trained: the bare model that learns. It is `model`, but where accelerate shards it (FSDP2): `model` is then a whole copy,
+            on the CPU, that `weights` and `publish` fill.
         average: the running average of the weights, None when switched off.
-        raw: after a run the weights as the optimizer left them, to continue from; None before.
     """
-
-    raw: dict[str, Tensor] | None = None
 
     def __init__(self, accelerator: Accelerator, model: nn.Module, args: TrainingArguments):
         self.accelerator, self.model, self.args = accelerator, model, args
+        self.trained = model
+        if is_sharded(accelerator):
+            self.trained = copy.deepcopy(model)
+            # The copy that is measured stays on the CPU, where only these kinds of attention run.
+            if getattr(model.config, "_attn_implementation", None) not in (None, "eager", "sdpa"):
+                model.set_attn_implementation("sdpa")
         optimizer = torch.optim.AdamW(
-            _parameter_groups(model, args.weight_decay),
+            _parameter_groups(self.trained, args.weight_decay),
             lr=args.learning_rate,
             betas=(0.9, args.adam_beta2),
             fused=True,
         )
-        self.prepared, self.optimizer = accelerator.prepare(model, optimizer)
-        self.average = WeightAverage(model, args.average_decay) if args.average_decay else None
+        self.prepared, self.optimizer = accelerator.prepare(self.trained, optimizer)
+        self.average = WeightAverage(self.trained, args.average_decay) if args.average_decay else None
 
     def __call__(self, micro_batches: Sequence[Any], learning_rate: float) -> dict[str, Tensor]:
         """Do one optimizer step and return its metrics, averaged over the micro-batches of this process."""
@@ -54,7 +61,7 @@ class OptimizerStep:
             collected.append({"loss": loss.detach(), **metrics})
         metrics = {name: torch.stack([part[name] for part in collected]).mean(0) for name in collected[0]}
         norm = self.accelerator.clip_grad_norm_(self.prepared.parameters(), self.args.max_grad_norm or float("inf"))
-        metrics["grad_norm"] = norm.detach()
+        norm = metrics["grad_norm"] = whole(norm.detach())
         # Checked before the update, so that the weights stay finite. With fp16 the gradient scaler skips such steps itself.
         if self.args.mixed_precision != "fp16" and not bool(torch.isfinite(norm) & torch.isfinite(metrics["loss"])):
             raise FloatingPointError(
@@ -66,8 +73,26 @@ class OptimizerStep:
         if not self.accelerator.optimizer_step_was_skipped:
             self.after_update()
             if self.average is not None:
-                self.average.update(self.model)
+                self.average.update(self.trained)
         return metrics
+
+    @contextmanager
+    def weights(self, averaged: bool) -> Iterator[None]:
+        """Let `model` have the averaged or the trained weights inside the block; all processes enter together."""
+        if self.trained is not self.model:
+            gather_into(self.model, self.average.values if averaged else self.trained.state_dict())
+            yield
+        elif averaged:
+            with self.average.applied(self.model):
+                yield
+        else:
+            yield
+
+    def publish(self, averaged: bool) -> None:
+        """Leave the averaged or the trained weights in `model`, in eval mode; all processes call it together."""
+        if averaged or self.trained is not self.model:
+            gather_into(self.model, self.average.values if averaged else self.trained.state_dict())
+        self.model.eval()
 
     def begin(self, micro_batches: Iterator[Any]) -> None:
         """What must happen once, before the first step of a run that does not continue another; some data to do it with."""
@@ -98,6 +123,10 @@ class TokenizerStep(OptimizerStep):
     def __init__(
         self, accelerator: Accelerator, model: nn.Module, args: TrainingArguments, epoch_size: int | None = None
     ):
+        if is_sharded(accelerator):
+            raise ValueError(
+                "tokenizers are trained with whole copies of the model, not with FSDP2: launch without its config"
+            )
         super().__init__(accelerator, model, args)
         self.codebooks = CodebookHealth(model.quantizer, epoch_size=epoch_size).to(accelerator.device)
         accelerator.register_for_checkpointing(self.codebooks)
