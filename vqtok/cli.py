@@ -128,13 +128,14 @@ def decode(
     loaded = Codes.load(codes).prefix(num_levels, num_codebooks)
     if not len(loaded):
         raise ValueError(f"{codes} holds no sample: encode something first")
-    is_audio = loaded.layout.ndim == 1
     paths = [out] if len(loaded) == 1 else [out.with_stem(f"{out.stem}-{i:04d}") for i in range(len(loaded))]
-    for path in paths:
-        _sound_format(path) if is_audio else _picture_format(path)
-        _check_output(path, codes, overwrite)
     tok = _load_tokenizer(tokenizer, device)
-    if is_audio:
+    tok.check_codes(loaded)
+    check_format = _sound_format if tok.modality == "audio" else _picture_format
+    for path in paths:
+        check_format(path)
+        _check_output(path, codes, overwrite)
+    if tok.modality == "audio":
         _write_sounds(tok, loaded, paths)
         return
     for picture, path in zip(tok.decode(loaded), paths, strict=True):
@@ -312,7 +313,6 @@ def _quiet() -> None:
 def _write_sounds(tok: Any, codes: Any, paths: list[Path]) -> None:
     from vqtok.audio.long import decode_to_file
 
-    tok.check_codes(codes)
     rate = tok.processor.sampling_rate
     for each, path in zip(codes, paths, strict=True):
         samples = decode_to_file(tok.model, each, path)
