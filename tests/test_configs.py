@@ -27,7 +27,7 @@ AUDIO = {
     "audio/spoken-16khz": (1.6, 0.59),
     "audio/speech-16khz": (6.0, 5.68),
     "audio/vqvae2-16khz": (1.25, 3.83),
-    "audio/general-24khz": (6.0, 9.27),
+    "audio/general-24khz": (6.0, 8.58),
     "audio/snac-24khz": (0.984375, 14.04),
     "audio/music-44khz": (7.751953125, 23.54),
 }

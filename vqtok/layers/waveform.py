@@ -44,11 +44,15 @@ class TimeConv(nn.Conv1d):
 
     def forward(self, x_BDt: Tensor, lengths: Tensor | None = None, state: StreamState | None = None) -> Tensor:
         """`(B, D, t)` -> `(B, D', t / stride)`; `lengths` int64 `(B,)` are in steps of the input."""
-        if state is not None and any(self.sees):
-            x_BDt = _continued(self, x_BDt, self.sees[0], state)
-        elif any(self.sees):
+        before, after = self.sees
+        padding = 0
+        if state is not None and before:
+            x_BDt = _continued(self, x_BDt, before, state)
+        elif before == after:
+            padding = before  # by the convolution itself, which copies nothing
+        else:
             x_BDt = functional.pad(x_BDt, self.sees)
-        y = super().forward(x_BDt)
+        y = functional.conv1d(x_BDt, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
         return y if lengths is None else zero_beyond(y, lengths // self.stride[0])
 
 
@@ -91,7 +95,10 @@ class Snake(nn.Module):
 
     def forward(self, x_BDt: Tensor) -> Tensor:
         frequency = self.log_frequency.exp()[:, None].to(x_BDt.dtype)
-        return x_BDt + (frequency * x_BDt).sin().square() / frequency
+        waves = frequency * x_BDt
+        if not torch.is_grad_enabled():  # the same numbers, in one piece of new memory instead of five
+            return waves.sin_().square_().div_(frequency).add_(x_BDt)
+        return x_BDt + waves.sin().square() / frequency
 
 
 def activation(name: str, channels: int) -> nn.Module:
