@@ -203,7 +203,7 @@ class VQTokenizer:
 
     @property
     def modality(self) -> str:
-        """ "image" or "audio"."""
+        """Which room it is of: "image" or "audio"."""
         return self._room.modality
 
     def to(self, device: torch.device | str) -> VQTokenizer:

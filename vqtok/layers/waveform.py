@@ -102,7 +102,7 @@ class Snake(nn.Module):
 
 
 def activation(name: str, channels: int) -> nn.Module:
-    """ "snake" or "elu"; both keep zero at zero, so that what was masked stays masked."""
+    """The layer "snake" or "elu"; both keep zero at zero, so that what was masked stays masked."""
     return Snake(channels) if name == "snake" else nn.ELU()
 
 
