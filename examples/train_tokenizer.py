@@ -1,9 +1,11 @@
-"""Train an image tokenizer, from scratch or from an existing one, on a folder of pictures, a data set or the embedded digits.
+"""Train a tokenizer of pictures or of sound, from scratch or from an existing one, on a folder, a data set or embedded data.
 
     accelerate launch examples/train_tokenizer.py --config image/vqvae2-digits --output_dir out/vq
     accelerate launch examples/train_tokenizer.py --config image/vqvae2-photos --dataset photos/ --output_dir out/photos
+    accelerate launch examples/train_tokenizer.py --config audio/speech-16khz --dataset speech/ --output_dir out/speech
     accelerate launch examples/train_tokenizer.py --tokenizer out/photos --decoder_only --dataset mine/ --output_dir out/mine
 
+A recipe with a discriminator_config.json trains against discriminators, and so does a tokenizer that was published with its own.
 Stopped anywhere, the same command continues.
 """
 
@@ -13,21 +15,36 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
+from torchmetrics.functional.audio import scale_invariant_signal_distortion_ratio
 
 from vqtok import VQTokenizer
+from vqtok.audio.crops import AudioCropDataset
+from vqtok.audio.data import load_audio
+from vqtok.audio.discriminators import (
+    AudioDiscriminator,
+    load_discriminator,
+    read_discriminator_config,
+    save_discriminator,
+)
+from vqtok.audio.files import write_file
+from vqtok.audio.losses import spectral_losses
 from vqtok.auto import config_folder
 from vqtok.evaluation.pictures import contact_sheet
 from vqtok.evaluation.report import evaluate as evaluate_tokenizer
+from vqtok.evaluation.sounds import audio_card, sound_metrics
 from vqtok.files import write_json, write_text, write_with
 from vqtok.hub.card import tokenizer_card
+from vqtok.hub.folders import fetch_folder
 from vqtok.image.data import CropDataset, load_images, skipped_summary
 from vqtok.training import (
+    AdversarialArguments,
+    AdversarialStep,
     StepSampler,
     TokenizerStep,
     TrainingArguments,
@@ -40,7 +57,7 @@ from vqtok.training.setup import finish, make_accelerator, model_fields, run_scr
 
 
 @dataclass
-class TokenizerArguments:
+class TokenizerArguments(AdversarialArguments):
     """What to train, and on what."""
 
     config: str | None = field(
@@ -52,16 +69,19 @@ class TokenizerArguments:
     decoder_only: bool = field(
         default=False, metadata={"help": "With --tokenizer: train the decoder alone; codes stay valid."}
     )
-    dataset: str = field(
-        default="digits", metadata={"help": "digits, a folder of pictures, or a data set of `datasets`."}
+    dataset: str | None = field(
+        default=None,
+        metadata={"help": "digits or spoken-numbers (embedded, the default), a folder, or a data set of `datasets`."},
     )
     image_column: str | None = field(default=None, metadata={"help": "Column of pictures, if there are several."})
     holdout: list[str] = field(default_factory=list, metadata={"help": "Files of a folder kept for the test, by name."})
     image_size: int = field(default=0, metadata={"help": "Side of random crops; 0 takes whole pictures of one size."})
+    seconds: float = field(default=1.0, metadata={"help": "About how long the random crops of sound are."})
+    resample: bool = field(default=False, metadata={"help": "Bring sound of other rates to the tokenizer's."})
     num_samples: int | None = field(
-        default=None, metadata={"help": "How many pictures at most (digits: how many scenes)."}
+        default=None, metadata={"help": "How many pictures or clips at most (digits: how many scenes)."}
     )
-    eval_samples: int = field(default=256, metadata={"help": "Pictures of the final evaluation."})
+    eval_samples: int = field(default=256, metadata={"help": "Pictures or clips of the final evaluation."})
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -72,41 +92,44 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     tokenizer = (
         VQTokenizer.from_pretrained(script.tokenizer) if script.tokenizer else VQTokenizer.from_config(script.config)
     )
+    discriminator = _discriminator(script, tokenizer)
     if script.decoder_only:
         tokenizer.model.freeze_codes()
-    load = partial(load_images, script.dataset, image_column=script.image_column, holdout=script.holdout or None)
-    train, test = load("train", num_samples=script.num_samples), load("test", num_samples=script.eval_samples)
-    accelerator.print(f"{len(train)} pictures to train on, {len(test)} to test", file=sys.stderr)
-    crops = CropDataset(train, script.image_size, seed=args.seed, shuffle=False) if script.image_size else train
+    media = MEDIA[tokenizer.modality](tokenizer, script, args)
+    train, test = media.load("train", script.num_samples), media.load("test", script.eval_samples)
+    accelerator.print(f"{len(train)} {media.plural} to train on, {len(test)} to test", file=sys.stderr)
+    items = media.training_items(train)
 
     def loader(start: int) -> Any:
         sampler = StepSampler(
-            [np.arange(len(crops))], args.batch_size, args.max_steps, args.seed, start, accelerator.process_index,
+            [np.arange(len(items))], args.batch_size, args.max_steps, args.seed, start, accelerator.process_index,
             accelerator.num_processes, args.gradient_accumulation_steps,
         )  # fmt: skip
-        return step_loader(crops, partial(_pixels, tokenizer.processor), sampler, args.num_workers)
+        return step_loader(items, media.collate, sampler, args.num_workers)
 
-    # Whole pictures, or with --image_size one crop of each, so that an evaluation between steps stays quick.
-    held_out = _evaluation_batch(tokenizer, test, script.image_size)
+    # Whole items, or one crop of each, so that an evaluation between steps stays quick.
+    held_out = media.held_out(test)
 
     def evaluate(step: int) -> dict[str, float]:
         model = tokenizer.model
         output = model.decode(model.encode(held_out.to(model.device)).codes).reconstruction.float().cpu()
-        mse = ((output.clamp(-1, 1) - held_out) / 2).square().flatten(1).mean(1).clamp_min(1e-10)
         if step < args.max_steps:
-            rows = [
-                tokenizer.processor.postprocess(pixels[:8], [pixels.shape[2:]] * len(pixels[:8]))
-                for pixels in (held_out, output)
-            ]
-            _save_sheet(rows, Path(args.output_dir) / "samples" / f"step-{step}.png")
-        return {"loss": float(mse.mean()), "psnr_db": float((-10 * mse.log10()).mean())}
+            media.save_samples(held_out[:8], output[:8], Path(args.output_dir) / "samples" / f"step-{step}")
+        return media.measure(output, held_out)
 
-    step = TokenizerStep(accelerator, tokenizer.model, args, epoch_size=len(train))
+    parts = (accelerator, tokenizer.model, args, len(train))
+    step = AdversarialStep(*parts, discriminator, script) if discriminator is not None else TokenizerStep(*parts)
     same_run = {**asdict(script), "model": model_fields(tokenizer.model.config), "num_train": len(train)}
+    if discriminator is not None:
+        same_run["discriminator"] = model_fields(discriminator.config)
     history = fit(accelerator, step, loader, args, evaluate=evaluate, extra_arguments=same_run)
     metrics: dict[str, Any] = {}
     if accelerator.is_main_process:
-        metrics = _publish(tokenizer, test, script, args, history)
+        metrics = _publish(tokenizer, media, test, script, args, history)
+        if discriminator is not None:
+            folder = Path(args.output_dir) / "training"
+            save_discriminator(discriminator, folder)
+            write_with(folder / "raw.safetensors", lambda path: save_file(step.raw, path, metadata={"format": "pt"}))
         for part in (train, test):
             if summary := skipped_summary(part):
                 print(summary, file=sys.stderr)
@@ -127,25 +150,22 @@ def _arguments(argv: Sequence[str]) -> tuple[TokenizerArguments, TrainingArgumen
     return parse_arguments(classes, argv, recipe, description=__doc__)
 
 
-def _pixels(processor: Any, items: list[dict[str, Any]]) -> torch.Tensor:
-    pixels = [processor.prepare(item["image"])[0] for item in items]
-    sizes = {tuple(p.shape[1:]) for p in pixels}
-    if len(sizes) > 1:
-        raise ValueError(
-            f"pictures of several sizes in a batch ({sorted(sizes)[:3]}): set --image_size to train on crops"
-        )
-    return torch.stack(pixels)
-
-
-def _evaluation_batch(tokenizer: VQTokenizer, test: Any, image_size: int) -> torch.Tensor:
-    items = [test[i] for i in range(min(64, len(test)))]
-    if image_size:
-        items = [CropDataset([item], image_size)[0] for item in items]
-    return _pixels(tokenizer.processor, items)
+def _discriminator(script: TokenizerArguments, tokenizer: VQTokenizer) -> AudioDiscriminator | None:
+    """The discriminators of the recipe, or those that were published with the tokenizer, which then goes on from its raw weights."""
+    if script.config:
+        path = config_folder(script.config) / "discriminator_config.json"
+        return AudioDiscriminator(read_discriminator_config(path)) if path.is_file() else None
+    folder = fetch_folder(script.tokenizer, ["training/*"])[0] / "training"
+    if not (folder / "discriminator_config.json").is_file():
+        return None
+    if not script.decoder_only:  # of the published weights the codes are those that the decoder has to keep
+        tokenizer.model.load_state_dict(load_file(folder / "raw.safetensors"))
+    return load_discriminator(folder)
 
 
 def _publish(
     tokenizer: VQTokenizer,
+    media: Pictures | Sounds,
     test: Any,
     script: TokenizerArguments,
     args: TrainingArguments,
@@ -154,25 +174,137 @@ def _publish(
     folder = Path(args.output_dir)
     tokenizer.save_pretrained(folder)
     save_training(folder, {**asdict(script), **asdict(args)}, history)
-    metrics = evaluate_tokenizer(tokenizer, test, name=folder.resolve().name)
+    metrics = media.metrics(test, folder.resolve().name)
     write_json(folder / "metrics.json", metrics)
-    write_text(
-        folder / "README.md",
-        tokenizer_card(metrics["name"], metrics, json.loads((folder / "training.json").read_text(encoding="utf-8"))),
-    )
-    originals = [test[i]["image"] for i in range(min(8, len(test)))]
-    _save_sheet([originals, tokenizer.reconstruct(originals)], folder / "samples" / "reconstructions.png")
+    training = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    write_text(folder / "README.md", media.card(metrics, training))
+    media.save_reconstructions(test, folder / "samples" / "reconstructions")
     print(tokenizer)
     shares = " ".join(f"{used:.1%}" for used in metrics["usage"])
     perplexities = " ".join(f"{value:.1f}" for value in metrics["perplexity"])
-    print(f"PSNR {metrics['psnr_db']:.2f} dB, usage {shares}, perplexity {perplexities}")
+    print(f"{media.summary(metrics)}, usage {shares}, perplexity {perplexities}")
     print(f"wrote {folder}: from vqtok import VQTokenizer; VQTokenizer.from_pretrained({str(folder)!r})")
     return metrics
 
 
-def _save_sheet(rows: list[list[Any]], path: Path) -> None:
-    write_with(path, lambda temporary: contact_sheet(rows).save(temporary, format="PNG"))
+class Pictures:
+    """What a run does differently for pictures."""
 
+    plural = "pictures"
+
+    def __init__(self, tokenizer: VQTokenizer, script: TokenizerArguments, args: TrainingArguments):
+        self.tokenizer, self.processor, self.script, self.seed = tokenizer, tokenizer.processor, script, args.seed
+
+    def load(self, split: str, num_samples: int | None) -> Any:
+        script = self.script
+        options = {"image_column": script.image_column, "holdout": script.holdout or None, "num_samples": num_samples}
+        return load_images(script.dataset or "digits", split, **options)
+
+    def training_items(self, train: Any) -> Any:
+        size = self.script.image_size
+        return CropDataset(train, size, seed=self.seed, shuffle=False) if size else train
+
+    def collate(self, items: list[dict[str, Any]]) -> torch.Tensor:
+        pixels = [self.processor.prepare(item["image"])[0] for item in items]
+        sizes = {tuple(p.shape[1:]) for p in pixels}
+        if len(sizes) > 1:
+            raise ValueError(
+                f"pictures of several sizes in a batch ({sorted(sizes)[:3]}): set --image_size to train on crops"
+            )
+        return torch.stack(pixels)
+
+    def held_out(self, test: Any) -> torch.Tensor:
+        items = [test[i] for i in range(min(64, len(test)))]
+        if self.script.image_size:
+            items = [CropDataset([item], self.script.image_size)[0] for item in items]
+        return self.collate(items)
+
+    def measure(self, output: torch.Tensor, held_out: torch.Tensor) -> dict[str, float]:
+        mse = ((output.clamp(-1, 1) - held_out) / 2).square().flatten(1).mean(1).clamp_min(1e-10)
+        return {"loss": float(mse.mean()), "psnr_db": float((-10 * mse.log10()).mean())}
+
+    def save_samples(self, held_out: torch.Tensor, output: torch.Tensor, path: Path) -> None:
+        rows = [self.processor.postprocess(pixels, [pixels.shape[2:]] * len(pixels)) for pixels in (held_out, output)]
+        self._save_sheet(rows, path)
+
+    def save_reconstructions(self, test: Any, path: Path) -> None:
+        originals = [test[i]["image"] for i in range(min(8, len(test)))]
+        self._save_sheet([originals, self.tokenizer.reconstruct(originals)], path)
+
+    def metrics(self, test: Any, name: str) -> dict[str, Any]:
+        return evaluate_tokenizer(self.tokenizer, test, name=name)
+
+    def summary(self, metrics: dict[str, Any]) -> str:
+        return f"PSNR {metrics['psnr_db']:.2f} dB"
+
+    def card(self, metrics: dict[str, Any], training: dict[str, Any]) -> str:
+        return tokenizer_card(metrics["name"], metrics, training)
+
+    def _save_sheet(self, rows: list[list[Any]], path: Path) -> None:
+        write_with(path.with_suffix(".png"), lambda temporary: contact_sheet(rows).save(temporary, format="PNG"))
+
+
+class Sounds:
+    """What a run does differently for sound."""
+
+    plural = "clips"
+
+    def __init__(self, tokenizer: VQTokenizer, script: TokenizerArguments, args: TrainingArguments):
+        self.tokenizer, self.processor, self.script, self.seed = tokenizer, tokenizer.processor, script, args.seed
+        stride = self.processor.stride
+        self.num_samples = max(1, round(script.seconds * self.processor.sampling_rate / stride)) * stride
+
+    def load(self, split: str, num_samples: int | None) -> Any:
+        script, processor = self.script, self.processor
+        options = {"split": split, "num_samples": num_samples, "holdout": script.holdout or None}
+        options["resample"] = script.resample
+        return load_audio(
+            script.dataset or "spoken-numbers", processor.sampling_rate, processor.num_channels, **options
+        )
+
+    def training_items(self, train: Any) -> Any:
+        return AudioCropDataset(train, self.num_samples, seed=self.seed)
+
+    def collate(self, items: list[dict[str, Any]]) -> torch.Tensor:
+        return torch.from_numpy(np.stack([item["audio"] for item in items]))
+
+    def held_out(self, test: Any) -> torch.Tensor:
+        items = [test[i] for i in range(min(32, len(test)))]
+        return self.collate([AudioCropDataset([item], self.num_samples, gain_db=0)[0] for item in items])
+
+    def measure(self, output: torch.Tensor, held_out: torch.Tensor) -> dict[str, float]:
+        windows = self.tokenizer.model.config.loss_windows
+        mel = spectral_losses(output, held_out, self.processor.sampling_rate, windows, ["mel"])["mel_loss"]
+        si_sdr = scale_invariant_signal_distortion_ratio(output.flatten(1), held_out.flatten(1)).mean()
+        return {"loss": float(mel), "si_sdr_db": float(si_sdr)}
+
+    def save_samples(self, held_out: torch.Tensor, output: torch.Tensor, path: Path) -> None:
+        pairs = torch.stack([held_out, output], 1).flatten(0, 1)  # each original before its reconstruction
+        self._save(list(pairs), path)
+
+    def save_reconstructions(self, test: Any, path: Path) -> None:
+        items = [test[i] for i in range(min(8, len(test)))]
+        made = self.tokenizer.reconstruct(items)
+        originals = [torch.from_numpy(item["audio"]) for item in items]
+        pairs = zip(originals, (torch.from_numpy(np.atleast_2d(each)) for each in made), strict=True)
+        self._save([each for pair in pairs for each in pair], path)
+
+    def metrics(self, test: Any, name: str) -> dict[str, Any]:
+        return {"name": name, **sound_metrics(self.tokenizer, test)}
+
+    def summary(self, metrics: dict[str, Any]) -> str:
+        return f"mel distance {metrics['mel_distance']:.4f}, SI-SDR {metrics['si_sdr_db']:.2f} dB"
+
+    def card(self, metrics: dict[str, Any], training: dict[str, Any]) -> str:
+        return audio_card(metrics, training)
+
+    def _save(self, clips: list[torch.Tensor], path: Path) -> None:
+        pause = torch.zeros(clips[0].shape[0], self.processor.sampling_rate // 4)
+        sound = torch.cat([part for clip in clips for part in (clip, pause)], 1)
+        write_file(path.with_suffix(".wav"), sound.numpy(), self.processor.sampling_rate)
+
+
+MEDIA = {"image": Pictures, "audio": Sounds}
 
 if __name__ == "__main__":
     run_script(main)

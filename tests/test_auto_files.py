@@ -108,7 +108,7 @@ def config_with(**fields):
             lambda f: (f / "preprocessor_config.json").write_text('{"stride": 4}'),
             "multiples of 4, the model needs .* 8",
         ),
-        (lambda f: (f / "preprocessor_config.json").write_text('{"num_channels": 1}'), "gives 1 channels"),
+        (lambda f: (f / "preprocessor_config.json").write_text('{"num_channels": 1}'), "gives num_channels 1"),
         (lambda f: (f / "pipeline.json").write_text("{}"), "is a pipeline: use VQPipeline"),
         (config_with(latent_size="4"), r"config\.json: .*'latent_size'.*got str"),
         (config_with(latent_sise=4), r"config\.json: .*'latent_sise'. Did you mean 'latent_size'"),

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from vqtok import VQTokenizer
+from vqtok.audio import AudioVQConfig, AudioVQFeatureExtractor, AudioVQModel
+from vqtok.audio.discriminators import AudioDiscriminator, read_discriminator_config
 from vqtok.image import ImageVQConfig, ImageVQModel
 from vqtok.prior import PRIORS
 from vqtok.training import TrainingArguments, parse_arguments
@@ -23,6 +25,15 @@ IMAGE = {
     "image/vqvae2-256": (0.703125, 2.08),
     "image/vqvae2-photos": (0.703125, 1.35),
 }
+# name: (kilobits per second, of a codebook less each, millions of parameters)
+AUDIO = {
+    "audio/spoken-16khz": (1.6, 0.59),
+    "audio/speech-16khz": (6.0, 5.68),
+    "audio/vqvae2-16khz": (1.25, 3.83),
+    "audio/general-24khz": (6.0, 8.58),
+    "audio/snac-24khz": (0.984375, 14.04),
+    "audio/music-44khz": (7.751953125, 23.54),
+}
 
 
 # name: the tokenizer whose codes it is made for
@@ -38,7 +49,29 @@ PRIOR = {
 
 
 def test_every_folder_is_named_here():
-    assert set(IMAGE) | set(PRIOR) == set(FOLDERS)
+    assert set(IMAGE) | set(AUDIO) | set(PRIOR) == set(FOLDERS)
+
+
+@pytest.mark.parametrize("name", AUDIO)
+def test_an_audio_config_builds_with_its_feature_extractor(name):
+    kbps, millions = AUDIO[name]
+    with torch.device("meta"):
+        model = AudioVQModel(AudioVQConfig.from_pretrained(ROOT / name))
+    second = model.config.sampling_rate
+    steps = model.layout.stride * 1000
+    assert model.config.kbps() == kbps == pytest.approx(model.layout.bits((steps,)) / steps * second / 1000)
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.01)
+    processor = AudioVQFeatureExtractor.from_pretrained(ROOT / name)
+    assert (processor.stride, processor.sampling_rate) == (model.layout.stride, second)
+    assert not processor.resample and not processor.mix
+    if (path := ROOT / name / "discriminator_config.json").is_file():
+        with torch.device("meta"):
+            AudioDiscriminator(read_discriminator_config(path))
+
+
+def test_the_speech_recipe_has_both_rates():
+    config = AudioVQConfig.from_pretrained(ROOT / "audio/speech-16khz")
+    assert config.kbps(num_codebooks=3) == 1.5 and config.kbps() == 6.0
 
 
 @pytest.mark.parametrize("name", IMAGE)

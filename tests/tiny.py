@@ -1,4 +1,4 @@
-"""Tiny pictures and a tiny image tokenizer, for tests."""
+"""Tiny pictures and sounds and tiny tokenizers of them, for tests."""
 
 import numpy as np
 import pytest
@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor
 
+from vqtok.audio import AudioVQConfig, AudioVQFeatureExtractor, AudioVQModel
 from vqtok.auto import VQTokenizer
 from vqtok.image import ImageVQConfig, ImageVQModel
 from vqtok.image.image_processing_image_vq import ImageVQImageProcessor
@@ -45,3 +46,37 @@ def assert_same_codes(one, other):
     assert one.sizes.tolist() == other.sizes.tolist()
     for a, b in zip(one.levels, other.levels, strict=True):
         assert torch.equal(a, b)
+
+
+AUDIO_CONFIG = {
+    "sampling_rate": 8000,
+    "downsampling_ratios": [4, 5, 2],
+    "strides": [40],
+    "hidden_sizes": [8, 12, 16],
+    "latent_size": 6,
+    "residual_kernel_size": 3,
+    "dilations": [1, 3],
+    "quantizer": {"type": "residual", "num_codebooks": 3, "layer": {"type": "vector", "codebook_size": 16}},
+}
+
+
+def sound(samples, seed=0):
+    """Tones that come and go, so that codes differ from place to place: float32 (samples,)."""
+    rng = np.random.default_rng([seed, samples])
+    time = np.arange(samples) / 8000
+    corners = np.arange(0, time[-1] + 0.2, 0.1)
+    loudness = np.interp(time, corners, rng.random(len(corners)))
+    tone = np.sin(2 * np.pi * (200 + 300 * rng.random()) * time)
+    return (0.3 * loudness * tone + 0.02 * rng.standard_normal(samples)).astype(np.float32)
+
+
+def make_audio_tokenizer(seed=0, **changes):
+    """Random weights; the codebooks fit them, so that many codes are used."""
+    torch.manual_seed(seed)
+    model = AudioVQModel(AudioVQConfig(**{**AUDIO_CONFIG, **changes})).eval()
+    config = model.config
+    processor = AudioVQFeatureExtractor(model.layout.stride, config.sampling_rate, config.num_channels)
+    (length,) = model.layout.padded((8000,))
+    clips = torch.stack([torch.from_numpy(sound(length, s)).expand(config.num_channels, -1) for s in range(4)])
+    model.init_codebooks([clips])
+    return VQTokenizer(model, processor)

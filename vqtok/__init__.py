@@ -19,6 +19,9 @@ _HOME = {
     "CodeLayout": "vqtok.codes",
     "LevelLayout": "vqtok.codes",
     "CodeVocabulary": "vqtok.vocabulary",
+    "AudioVQConfig": "vqtok.audio",
+    "AudioVQFeatureExtractor": "vqtok.audio",
+    "AudioVQModel": "vqtok.audio",
     "ImageVQConfig": "vqtok.image",
     "ImageVQImageProcessor": "vqtok.image",
     "ImageVQModel": "vqtok.image",
@@ -28,6 +31,9 @@ _HOME = {
     "MaskedCodePriorModel": "vqtok.prior",
 }
 __all__ = [
+    "AudioVQConfig",
+    "AudioVQFeatureExtractor",
+    "AudioVQModel",
     "CodeLayout",
     "CodePriorConfig",
     "CodePriorModel",
@@ -45,6 +51,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from vqtok.audio import AudioVQConfig, AudioVQFeatureExtractor, AudioVQModel
     from vqtok.auto import VQTokenizer
     from vqtok.codes import CodeLayout, Codes, LevelLayout
     from vqtok.image import ImageVQConfig, ImageVQImageProcessor, ImageVQModel

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 app = typer.Typer(
-    help="Pictures to discrete codes and back, and new pictures from words.",
+    help="Pictures and sound to discrete codes and back, and new ones from words.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -75,52 +76,75 @@ def _options(
 
 @app.command()
 def encode(
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="A picture.")],
+    media: Annotated[Path, typer.Argument(metavar="MEDIA", help="A picture or a sound file.")],
     out: Annotated[Path, typer.Argument(metavar="OUT.vq", help="The file of codes to write.")],
     tokenizer: Tokenizer,
     num_levels: Annotated[
         int | None, typer.Option("--num_levels", min=1, help="Keep only the coarsest levels.")
     ] = None,
+    num_codebooks: Annotated[
+        int | None, typer.Option("--num_codebooks", min=1, help="Keep only the first codebooks of each level.")
+    ] = None,
+    resample: Annotated[
+        bool, typer.Option("--resample", help="Bring sound of another rate to the tokenizer's.")
+    ] = False,
+    mix: Annotated[bool, typer.Option("--mix", help="Mix the channels of sound to those of the tokenizer.")] = False,
     device: Device = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write the codes of a picture to a file."""
-    _check_input(image, "picture")
-    if out.suffix.lower() in _picture_suffixes():
+    """Write the codes of a picture or of a sound file to a file."""
+    _check_input(media, "media")
+    if out.suffix.lower() in (*_picture_suffixes(), *_sound_suffixes()):
         raise ValueError(
-            f"{out} is named like a picture, but codes are written to it: name a file such as {out.with_suffix('.vq')}"
+            f"{out} is named like a picture or a sound, but codes are written to it: name a file such as {out.with_suffix('.vq')}"
         )
-    _check_output(out, image, overwrite)
+    _check_output(out, media, overwrite)
     tok = _load_tokenizer(tokenizer, device)
-    codes = tok.encode(image, num_levels=num_levels)
+    for name, wanted in (("resample", resample), ("mix", mix)):
+        if wanted and tok.modality != "audio":
+            raise ValueError(f"--{name} is for sound, {tokenizer} is a tokenizer of {tok.modality}s: leave it out")
+        if wanted:
+            setattr(tok.processor, name, True)
+    codes = tok.encode(media, num_levels=num_levels, num_codebooks=num_codebooks)
     codes.save(out)
-    print(f"wrote {out}: {_describe_codes(codes, out)}")
+    print(f"wrote {out}: {_describe_codes(codes, out, getattr(tok.processor, 'sampling_rate', None))}")
 
 
 @app.command()
 def decode(
     codes: Annotated[Path, typer.Argument(metavar="CODES.vq", help="A file of codes.")],
     out: Annotated[
-        Path, typer.Argument(metavar="OUT.png", help="The picture to write; of several, OUT-0000.png and so on.")
+        Path,
+        typer.Argument(
+            metavar="OUT", help="The .png, .wav, .flac, ... to write; of several samples OUT-0000.png and so on."
+        ),
     ],
     tokenizer: Tokenizer,
     num_levels: Annotated[int | None, typer.Option("--num_levels", min=1, help="Use only the coarsest levels.")] = None,
+    num_codebooks: Annotated[
+        int | None, typer.Option("--num_codebooks", min=1, help="Use only the first codebooks of each level.")
+    ] = None,
     device: Device = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write the picture (or the pictures) of a file of codes."""
+    """Write the pictures or the sound of a file of codes."""
     from vqtok.codes import Codes
 
     _check_input(codes, "codes")
-    loaded = Codes.load(codes).prefix(num_levels)
+    loaded = Codes.load(codes).prefix(num_levels, num_codebooks)
     if not len(loaded):
-        raise ValueError(f"{codes} holds no sample: encode a picture first")
+        raise ValueError(f"{codes} holds no sample: encode something first")
     paths = [out] if len(loaded) == 1 else [out.with_stem(f"{out.stem}-{i:04d}") for i in range(len(loaded))]
+    tok = _load_tokenizer(tokenizer, device)
+    tok.check_codes(loaded)
+    check_format = _sound_format if tok.modality == "audio" else _picture_format
     for path in paths:
-        _picture_format(path)
+        check_format(path)
         _check_output(path, codes, overwrite)
-    pictures = _load_tokenizer(tokenizer, device).decode(loaded)
-    for picture, path in zip(pictures, paths, strict=True):
+    if tok.modality == "audio":
+        _write_sounds(tok, loaded, paths)
+        return
+    for picture, path in zip(tok.decode(loaded), paths, strict=True):
         _save_picture(picture, path)
         print(f"wrote {path}: {picture.width}x{picture.height} pixels")
 
@@ -343,6 +367,15 @@ def _quiet() -> None:
     logging.disable_progress_bar()
 
 
+def _write_sounds(tok: Any, codes: Any, paths: list[Path]) -> None:
+    from vqtok.audio.long import decode_to_file
+
+    rate = tok.processor.sampling_rate
+    for each, path in zip(codes, paths, strict=True):
+        samples = decode_to_file(tok.model, each, path)
+        print(f"wrote {path}: {samples} samples at {rate} Hz, {samples / rate:.2f} s")
+
+
 def _kind(path: Path) -> str:
     """What a file or folder is, by its content."""
     if path.is_dir():
@@ -356,7 +389,7 @@ def _kind(path: Path) -> str:
         with Image.open(path):
             return "picture"
     except (OSError, Image.DecompressionBombError):
-        return "file"
+        return "sound" if path.suffix.lower() in _sound_suffixes() else "file"
 
 
 def _check_input(path: Path, wanted: str) -> None:
@@ -365,10 +398,10 @@ def _check_input(path: Path, wanted: str) -> None:
     kind = _kind(path)
     if kind == "folder":
         raise ValueError(f"{path} is a folder: name one file in it (examples/encode_dataset.py encodes whole folders)")
-    if (kind, wanted) == ("codes", "picture"):
-        raise ValueError(f"{path} is a file of codes already: vqtok decode makes a picture of it")
-    if (kind, wanted) == ("picture", "codes"):
-        raise ValueError(f"{path} is a picture, not a file of codes: vqtok encode makes codes of it")
+    if (kind, wanted) == ("codes", "media"):
+        raise ValueError(f"{path} is a file of codes already: vqtok decode makes a picture or a sound of it")
+    if kind in ("picture", "sound") and wanted == "codes":
+        raise ValueError(f"{path} is a {kind}, not a file of codes: vqtok encode makes codes of it")
 
 
 def _check_output(path: Path, source: Path | None, overwrite: bool) -> None:
@@ -380,6 +413,16 @@ def _check_output(path: Path, source: Path | None, overwrite: bool) -> None:
         raise ValueError(f"{path} is the input: name another file to write")
     if not overwrite:
         raise ValueError(f"{path} exists already: name another file, or add --overwrite")
+
+
+def _sound_suffixes() -> tuple[str, ...]:
+    return (".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif", ".au", ".opus")
+
+
+def _sound_format(path: Path) -> str:
+    from vqtok.audio.files import file_format
+
+    return file_format(path)
 
 
 def _picture_suffixes() -> dict[str, str]:
@@ -407,13 +450,20 @@ def _save_picture(picture: Image.Image, path: Path) -> None:
     write_with(path, lambda temporary: picture.save(temporary, format=name, **options))
 
 
-def _describe_codes(codes: Any, path: Path) -> str:
+def _describe_codes(codes: Any, path: Path, sampling_rate: int | None = None) -> str:
     units = int(codes.sizes.prod(1).sum())
-    count = sum(codes.layout.num_codes(size) for size in codes.sizes.tolist()) if len(codes) else 0
-    partial = f", the coarsest {len(codes.levels)} of {len(codes.layout.levels)} levels" * (
+    depths = [values.shape[1] for values in codes.levels]
+    grids = [codes.layout.grids(size) for size in codes.sizes.tolist()]
+    count = sum(q * math.prod(grid) for own in grids for q, grid in zip(depths, own, strict=False))
+    whole = [level.num_codebooks for level in codes.layout.levels]
+    cut = f", at most {max(depths)} of {max(whole)} codebooks" * any(map(int.__lt__, depths, whole))
+    partial = cut + f", the coarsest {len(codes.levels)} of {len(codes.layout.levels)} levels" * (
         len(codes.levels) < len(codes.layout.levels)
     )
-    rate = f", {8 * path.stat().st_size / units:.4g} bits per pixel with its header" if units else ""
+    unit = "sample" if codes.layout.ndim == 1 else "pixel"
+    rate = f", {8 * path.stat().st_size / units:.4g} bits per {unit} with its header" if units else ""
+    if sampling_rate and units:
+        rate = f", {8 * path.stat().st_size / units * sampling_rate / 1000:.4g} kbps with its header"
     samples = f"{len(codes)} sample{'s' * (len(codes) != 1)}"
     return f"{samples}, {count} codes{partial}, {path.stat().st_size} bytes{rate}"
 

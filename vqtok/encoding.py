@@ -23,7 +23,8 @@ def encode_dataset(
 
     Args:
         tokenizer: a saved one, because codes without a fingerprint cannot be told apart later.
-        dataset: as `vqtok.image.data.load_images` returns it; `text` and `label` are kept where they are.
+        dataset: as `vqtok.image.data.load_images` returns it, or of {"audio": ..., "sampling_rate": ...}; `text` and `label` are
+            kept where they are.
         folder: see `vqtok.prior.data.write_code_cache`.
         facts: more for the manifest.
 
@@ -50,17 +51,22 @@ def _batches(tokenizer: VQTokenizer, dataset: Any, batch_size: int) -> Iterator[
         items = [dataset[i] for i in range(start, min(start + batch_size, len(dataset)))]
         extras = [{name: item[name] for name in ("text", "label") if name in item} for item in items]
         try:
-            codes = tokenizer.encode([item["image"] for item in items], batch_size=batch_size)
+            codes = tokenizer.encode([_medium(item) for item in items], batch_size=batch_size)
         except ValueError as error:
             raise ValueError(_with_name(tokenizer, dataset, start, items, error)) from error
         yield codes, extras
+
+
+def _medium(item: dict[str, Any]) -> Any:
+    """What the tokenizer takes of an item: its picture, or its sound with its rate."""
+    return item["image"] if "image" in item else {name: item[name] for name in ("audio", "sampling_rate")}
 
 
 def _with_name(tokenizer: VQTokenizer, dataset: Any, start: int, items: list[dict[str, Any]], error: ValueError) -> str:
     """The error of the first sample of a batch that cannot be prepared, with the name the data set has for it."""
     for index, item in enumerate(items, start):
         try:
-            tokenizer.processor.prepare(item["image"])
+            tokenizer.processor.prepare(_medium(item))
         except ValueError as own:
             return f"{dataset.name(index) if hasattr(dataset, 'name') else f'sample {index}'}: {own}"
     return str(error)

@@ -59,25 +59,32 @@ class VQPreTrainedModel(PublishedModel, PreTrainedModel):
 
     # -- what a room supplies
 
-    def extract(self, media: Tensor) -> Any:
-        """Features of checked media, as `propose` wants them."""
+    def extract(self, media: Tensor, sizes: Tensor | None = None) -> Any:
+        """Features of checked media, as `propose` wants them; `sizes` are checked ones of media padded to each other, or None."""
         raise NotImplementedError
 
     def propose(self, features: Any, level: int, quantized: Sequence[Tensor]) -> Tensor:
         """Channel-last latents of `level`, given the quantized latents of the coarser levels."""
         raise NotImplementedError
 
-    def synthesise(self, quantized: Sequence[Tensor], keep: Tensor | None = None) -> Tensor:
+    def synthesise(
+        self, quantized: Sequence[Tensor], keep: Tensor | None = None, sizes: Tensor | None = None
+    ) -> Tensor:
         """Media from a prefix of levels of channel-last quantized latents.
 
         Args:
             keep: int64 `(B,)`, how many levels of each sample to use; None for all that are given.
+            sizes: checked sizes of samples padded to each other, or None.
         """
         raise NotImplementedError
 
     def reconstruction_losses(self, reconstruction: Tensor, media: Tensor) -> dict[str, Tensor]:
         """Terms that compare the reconstruction with the input, by name, before their weights."""
         raise NotImplementedError
+
+    def check_sizes(self, sizes: Tensor, batch: int, grid: Sequence[int]) -> Tensor:
+        """Refuse sizes `(B, ndim)` that do not fit a batch whose coarsest grid is `grid`; here all of them."""
+        raise ValueError(f"{type(self).__name__} takes samples of one padded size, without sizes: group them by it")
 
     def check_media(self, media: Tensor) -> Tensor:
         """Refuse input of a wrong shape or dtype with a sentence that names it; return it in the dtype of the weights."""
@@ -91,25 +98,46 @@ class VQPreTrainedModel(PublishedModel, PreTrainedModel):
         return self.config.layout
 
     @torch.no_grad()
-    def encode(self, media: Tensor) -> VQEncoderOutput:
+    def encode(self, media: Tensor, sizes: Tensor | None = None) -> VQEncoderOutput:
         """Codes of a batch. Never changes state, also in train mode.
+
+        Args:
+            media: as `forward` takes them.
+            sizes: int64 `(B, ndim)`, the size of each sample where samples of different size were padded to each other, in rooms
+                that allow it; the codes of a sample are then those it has alone, and beyond its own grid they mean nothing.
 
         Returns:
             `codes`, `latents`, `quantized`: tuples over levels, coarse to fine.
         """
         media = self.check_media(media)
+        if sizes is not None:
+            sizes = self.check_sizes(sizes, len(media), [n // self.layout.stride for n in media.shape[2:]])
         with full_precision(media.device.type):
-            features = self.extract(media)
+            features = self.extract(media, sizes)
             levels = self.quantizer.encode(lambda level, quantized: self.propose(features, level, quantized))
         return VQEncoderOutput(**_by_field(levels))
 
-    def decode(self, codes: Sequence[Tensor]) -> VQDecoderOutput:
+    def decode(self, codes: Sequence[Tensor], sizes: Tensor | None = None) -> VQDecoderOutput:
         """Media of codes: a tuple over levels, each int64 `(B, Q, *grid)`; fewer levels than the layout's are a prefix.
+
+        Args:
+            sizes: as `encode` takes them.
 
         Raises:
             ValueError: codes out of range, of a wrong dtype, or of shapes that the layout does not have.
         """
-        return VQDecoderOutput(reconstruction=self.synthesise(self.embed_codes(codes)))
+        quantized = self.embed_codes(codes)
+        if sizes is not None:
+            sizes = self.check_sizes(sizes, len(codes[0]), codes[0].shape[2:])
+        return VQDecoderOutput(reconstruction=self.synthesise(quantized, sizes=sizes))
+
+    def encode_long(self, media: Tensor) -> tuple[Tensor, ...]:
+        """The codes of `encode`, in memory that does not grow with the media in rooms that can take them in parts."""
+        return self.encode(media).codes
+
+    def decode_long(self, codes: Sequence[Tensor]) -> Tensor:
+        """The media of `decode`, with working memory that does not grow with them in rooms that can take them in parts."""
+        return self.decode(codes).reconstruction
 
     def embed_codes(self, codes: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The quantized latents of codes: each `(B, Q, *grid)` -> `(B, *grid, D)`."""
@@ -194,7 +222,7 @@ class VQPreTrainedModel(PublishedModel, PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         # transformers' default is normal(0, 0.02) for every layer, far below what convolutions without norms need. It visits
         # children before parents, and patches torch.nn.init while it loads, so that values from the file stay.
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d | nn.ConvTranspose2d):
             initialise_convolution(module)
         elif hasattr(module, "reset_parameters"):
             module.reset_parameters()

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoImageProcessor, AutoModel
+from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, AutoModel
 from transformers.utils import logging as transformers_logging
 
+from vqtok.audio.configuration_audio_vq import AudioVQConfig
+from vqtok.audio.feature_extraction_audio_vq import AudioVQFeatureExtractor
+from vqtok.audio.long import encode_file
+from vqtok.audio.modeling_audio_vq import AudioVQModel
 from vqtok.codes import CodeLayout
 from vqtok.files import read_json
 from vqtok.hub.weights import require_safetensors
@@ -22,17 +26,25 @@ from vqtok.prior import PRIORS
 
 
 class Room(NamedTuple):
-    """What a modality brings: its classes, and the word for one unit of its input."""
+    """What a modality brings: its classes, the words for its media and for one unit of them, and how it reads long files.
+
+    `encode_file(model, processor, path)` gives the codes of each level and the size, in memory that does not grow with the file.
+    """
 
     modality: str
+    plural: str
     unit: str
     config: type
     model: type
     processor: type
+    encode_file: Callable[..., Any] | None = None
 
 
 ROOMS = {
-    ImageVQConfig.model_type: Room("image", "pixel", ImageVQConfig, ImageVQModel, ImageVQImageProcessor),
+    ImageVQConfig.model_type: Room("image", "images", "pixel", ImageVQConfig, ImageVQModel, ImageVQImageProcessor),
+    AudioVQConfig.model_type: Room(
+        "audio", "audio", "sample", AudioVQConfig, AudioVQModel, AudioVQFeatureExtractor, encode_file
+    ),
 }
 for _model_type, _room in ROOMS.items():
     AutoConfig.register(_model_type, _room.config, exist_ok=True)
@@ -40,6 +52,7 @@ for _model_type, _room in ROOMS.items():
 for _model_type, (_config, _model) in PRIORS.items():
     AutoConfig.register(_model_type, _config, exist_ok=True)
     AutoModel.register(_config, _model, exist_ok=True)
+AutoFeatureExtractor.register(AudioVQConfig, AudioVQFeatureExtractor, exist_ok=True)
 # Older transformers have no AutoImageProcessor without torchvision; VQTokenizer does not need it.
 with suppress(ImportError):
     # Resampling and rounding of the other back end differ, so there is only this one.

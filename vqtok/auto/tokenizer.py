@@ -62,12 +62,13 @@ class VQTokenizer:
                 f"the processor pads to multiples of {processor.stride}, the model needs multiples of {model.layout.stride}: "
                 "set stride in preprocessor_config.json to the largest stride of config.json"
             )
-        channels = getattr(model.config, "num_channels", None)
-        if channels is not None and channels != processor.num_channels:
-            raise ValueError(
-                f"the processor gives {processor.num_channels} channels, the model takes {channels}: make num_channels equal in "
-                "preprocessor_config.json and config.json"
-            )
+        for name in ("num_channels", "sampling_rate"):
+            wanted = getattr(model.config, name, None)
+            if wanted is not None and wanted != getattr(processor, name):
+                raise ValueError(
+                    f"the processor gives {name} {getattr(processor, name)}, the model takes {wanted}: make them equal in "
+                    "preprocessor_config.json and config.json"
+                )
         self.model, self.processor = model, processor
         self._room = room
         self._origin: dict[str, Any] | None = None  # where to load it from again, while it is unchanged
@@ -228,6 +229,11 @@ class VQTokenizer:
     def fingerprint(self) -> str | None:
         return self.model.config.fingerprint
 
+    @property
+    def modality(self) -> str:
+        """Which room it is of: "image" or "audio"."""
+        return self._room.modality
+
     def to(self, device: torch.device | str) -> VQTokenizer:
         """Move the model; returns itself."""
         unchanged = self._origin is not None and self._origin_stamp == self._stamp()
@@ -248,11 +254,13 @@ class VQTokenizer:
     ) -> Codes:
         """The codes of media, in their order, on the CPU. The model's state and mode do not matter and do not change.
 
-        Media of equal padded size are encoded together; none is padded to the size of another.
+        Media of equal padded size are encoded together; none is padded to the size of another. A single sound file is read and
+        encoded in parts, in memory that does not grow with it.
 
         Args:
-            media: one item or an iterable of items. Of images: PIL pictures, uint8 arrays, paths, of any sizes.
-            sampling_rate: of audio, in Hz.
+            media: one item or an iterable of items. Of images: PIL pictures, uint8 arrays, paths, of any sizes. Of audio: arrays
+                `(samples,)` or `(channels, samples)`, paths, or dicts with "audio" and "sampling_rate", of any lengths.
+            sampling_rate: of audio given as arrays, in Hz; files know their own.
             batch_size: items at once; None means up to 64, fewer of large ones.
             num_codebooks: keep this residual depth of each level.
             num_levels: keep this many levels, the coarsest.
@@ -266,20 +274,26 @@ class VQTokenizer:
         """
         if sampling_rate is not None and self._room.modality != "audio":
             raise ValueError(
-                f"sampling_rate={sampling_rate} is for audio, this tokenizer is for {self._room.modality}s: leave it out"
+                f"sampling_rate={sampling_rate} is for audio, this tokenizer is for {self._room.plural}: leave it out"
             )
         if max_pixels is not None and self._room.modality != "image":
             raise ValueError(
-                f"max_pixels={max_pixels} is for images, this tokenizer is for {self._room.modality}: leave it out"
+                f"max_pixels={max_pixels} is for images, this tokenizer is for {self._room.plural}: leave it out"
             )
         counts = {"num_codebooks": num_codebooks, "num_levels": num_levels, "max_pixels": max_pixels}
         self._check_counts(batch_size=batch_size, **counts)
-        bounds = {} if max_pixels is None else {"max_pixels": max_pixels}
+        if self._room.encode_file is not None and isinstance(media, (str, os.PathLike)) and sampling_rate is None:
+            with evaluating(self.model):
+                levels, size = self._room.encode_file(self.model, self.processor, media)
+            codes = Codes(levels, torch.tensor([size]), self.layout, self.fingerprint)
+            return codes.prefix(num_levels, num_codebooks)
+        given = {"max_pixels": max_pixels, "sampling_rate": sampling_rate}
+        options = {name: value for name, value in given.items() if value is not None}
         parts: list[Codes] = []
         order: list[int] = []
         with evaluating(self.model):
-            for places, batch, sizes in group_by_shape(self._prepared(media, bounds), batch_size, self.layout.ndim):
-                levels = self.model.encode(batch.to(self.model.device)).codes
+            for places, batch, sizes in group_by_shape(self._prepared(media, options), batch_size, self.layout.ndim):
+                levels = self.model.encode_long(batch.to(self.model.device))
                 parts.append(Codes(tuple(c.cpu() for c in levels), torch.tensor(sizes), self.layout, self.fingerprint))
                 order += places
         codes = Codes.cat(parts)[np.argsort(order).tolist()] if parts else self._no_codes()
@@ -294,7 +308,31 @@ class VQTokenizer:
             batch_size: items at once; None means up to 64, fewer of large ones.
 
         Returns:
-            PIL pictures.
+            PIL pictures, or float32 arrays of sound, `(samples,)` or `(2, samples)`, at `processor.sampling_rate`.
+
+        Raises:
+            ValueError: the codes belong to another tokenizer (both fingerprints are named) or have another layout.
+            TypeError: not `Codes`.
+        """
+        self.check_codes(codes)
+        self._check_counts(batch_size=batch_size)
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for index, size in enumerate(codes.sizes.tolist()):
+            groups.setdefault(self.layout.padded(size), []).append(index)
+        media: list[Any] = [None] * len(codes)
+        with evaluating(self.model):
+            for shape, indices in groups.items():
+                step = batch_size or default_batch_size(shape)
+                for start in range(0, len(indices), step):
+                    chosen = indices[start : start + step]
+                    part = codes[chosen]
+                    output = self.model.decode_long([level.to(self.model.device) for level in part.levels])
+                    for index, item in zip(chosen, self.processor.postprocess(output, part.sizes), strict=True):
+                        media[index] = item
+        return media
+
+    def check_codes(self, codes: Codes) -> None:
+        """Refuse codes that are not of this tokenizer.
 
         Raises:
             ValueError: the codes belong to another tokenizer (both fingerprints are named) or have another layout.
@@ -308,25 +346,10 @@ class VQTokenizer:
             raise ValueError(
                 f"codes of the layout {codes.layout.to_dict()} do not fit this tokenizer's {self.layout.to_dict()}"
             )
-        self._check_counts(batch_size=batch_size)
-        groups: dict[tuple[int, ...], list[int]] = {}
-        for index, size in enumerate(codes.sizes.tolist()):
-            groups.setdefault(self.layout.padded(size), []).append(index)
-        media: list[Any] = [None] * len(codes)
-        with evaluating(self.model):
-            for shape, indices in groups.items():
-                step = batch_size or default_batch_size(shape)
-                for start in range(0, len(indices), step):
-                    chosen = indices[start : start + step]
-                    part = codes[chosen]
-                    output = self.model.decode([level.to(self.model.device) for level in part.levels]).reconstruction
-                    for index, item in zip(chosen, self.processor.postprocess(output, part.sizes), strict=True):
-                        media[index] = item
-        return media
 
-    def reconstruct(self, media: Any, batch_size: int | None = None) -> list[Any]:
+    def reconstruct(self, media: Any, batch_size: int | None = None, sampling_rate: int | None = None) -> list[Any]:
         """What is left of media after encoding and decoding, a list also for one item."""
-        return self.decode(self.encode(media, batch_size=batch_size), batch_size)
+        return self.decode(self.encode(media, sampling_rate, batch_size), batch_size)
 
     def verify(self) -> str:
         """Compute the fingerprint again and return it.
@@ -352,14 +375,14 @@ class VQTokenizer:
     def __repr__(self) -> str:
         layout, unit = self.layout, self._room.unit
         count = sum(parameter.numel() for parameter in self.model.parameters())
-        lines = [
-            f"VQTokenizer for {self._room.modality}s ({type(self.model).__name__}, {count / 1e6:.2f} M parameters)"
-        ]
+        lines = [f"VQTokenizer for {self._room.plural} ({type(self.model).__name__}, {count / 1e6:.2f} M parameters)"]
         for index, level in enumerate(layout.levels):
             area = "x".join([str(level.stride)] * layout.ndim)
             each = f"{level.num_codebooks} code{'s' * (level.num_codebooks > 1)} of {level.codebook_size}"
             lines.append(f"  level {index}: {each} per {area} {unit}s, {level.bits:g} bits")
-        lines.append(f"  {bits_per_unit(layout):.4g} bits per {unit}")
+        rate = getattr(self.processor, "sampling_rate", None)
+        speed = "" if rate is None else f", {bits_per_unit(layout) * rate / 1000:.4g} kbps at {rate} Hz"
+        lines.append(f"  {bits_per_unit(layout):.4g} bits per {unit}{speed}")
         lines.append(f"  fingerprint {self.fingerprint or 'none: not saved since it was made or trained'}")
         return "\n".join(lines)
 
@@ -391,14 +414,14 @@ class VQTokenizer:
 
     # -- helpers
 
-    def _prepared(self, media: Any, bounds: dict[str, int]) -> Iterator[tuple[Tensor, tuple[int, ...]]]:
+    def _prepared(self, media: Any, options: dict[str, int]) -> Iterator[tuple[Tensor, tuple[int, ...]]]:
         single = isinstance(media, (str, os.PathLike, np.ndarray, Tensor, dict)) or not isinstance(media, Iterable)
         if single:
-            yield self.processor.prepare(media, **bounds)
+            yield self.processor.prepare(media, **options)
             return
         for index, item in enumerate(media):
             try:
-                yield self.processor.prepare(item, **bounds)
+                yield self.processor.prepare(item, **options)
             except (ValueError, TypeError) as error:
                 kind = TypeError if isinstance(error, TypeError) else ValueError
                 raise kind(f"item {index}: {error}") from error

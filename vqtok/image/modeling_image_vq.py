@@ -130,7 +130,7 @@ class ImageVQModel(VQPreTrainedModel):
             )
         return media.to(self.dtype, memory_format=torch.channels_last)
 
-    def extract(self, media: Tensor) -> list[Tensor]:
+    def extract(self, media: Tensor, sizes: Tensor | None = None) -> list[Tensor]:
         """Features of each level, coarse to fine."""
         return self.encoder(media)
 
@@ -139,7 +139,9 @@ class ImageVQModel(VQPreTrainedModel):
         coarser = [value.permute(0, 3, 1, 2).to(features[0].dtype) for value in quantized]
         return self.encoder.latents(features, level, coarser).permute(0, 2, 3, 1)
 
-    def synthesise(self, quantized: Sequence[Tensor], keep: Tensor | None = None) -> Tensor:
+    def synthesise(
+        self, quantized: Sequence[Tensor], keep: Tensor | None = None, sizes: Tensor | None = None
+    ) -> Tensor:
         """Pixels `(B, C, H, W)` from channel-last quantized latents."""
         grids, keep = self.quantizer.merge(quantized, keep)
         return self.decoder([value.permute(0, 3, 1, 2).to(self.dtype) for value in grids], keep)

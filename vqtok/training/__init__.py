@@ -1,5 +1,6 @@
 """Training: a plain loop on accelerate that owns when, steps that own what, and everything needed to continue."""
 
+from .adversarial import AdversarialArguments, AdversarialStep
 from .arguments import TrainingArguments, parse_arguments, read_recipe
 from .averaging import WeightAverage
 from .loader import StepSampler, step_loader
@@ -7,6 +8,8 @@ from .loop import Stopped, fit
 from .steps import PriorStep, TokenizerStep
 
 __all__ = [
+    "AdversarialArguments",
+    "AdversarialStep",
     "PriorStep",
     "StepSampler",
     "Stopped",

@@ -1,0 +1,105 @@
+"""The training script on sound: plain, against discriminators, stopped and continued, and from what was published."""
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+
+from examples import train_tokenizer
+from tests.tiny import AUDIO_CONFIG, sound
+from vqtok import VQTokenizer
+from vqtok.audio.discriminators import load_discriminator
+
+QUICK = ["--max_steps", "4", "--batch_size", "4", "--num_threads", "1", "--warmup_steps", "1", "--log_every", "2"]
+QUICK += ["--seconds", "0.1", "--eval_samples", "3", "--eval_every", "2"]
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder of sound files, and two recipes, one with discriminators."""
+    folder = tmp_path_factory.mktemp("place")
+    for index in range(12):
+        (folder / "sound").mkdir(exist_ok=True)
+        soundfile.write(folder / "sound" / f"{index}.wav", sound(1500 + 400 * index, index), 8000)
+    extractor = {"feature_extractor_type": "AudioVQFeatureExtractor", "stride": 40, "sampling_rate": 8000}
+    model = {"model_type": "vqtok_audio", **AUDIO_CONFIG, "loss_windows": [256, 64]}
+    judge = {"model_type": "vqtok_audio_discriminator", "periods": [2], "windows": [64], "period_hidden_size": 2}
+    for name, more in (("plain", {}), ("played", {"discriminator_config.json": {**judge, "spectrum_hidden_size": 2}})):
+        (folder / name).mkdir()
+        files = {"config.json": model, "preprocessor_config.json": extractor, "training.json": {"adversarial_start": 1}}
+        for file, value in {**files, **more}.items():
+            (folder / name / file).write_text(json.dumps(value))
+    return folder
+
+
+def train(place, output, *options, config="plain"):
+    held_out = ["--holdout", "0.wav", "1.wav", "2.wav"]
+    source = [] if "--tokenizer" in options else ["--config", str(place / config)]
+    arguments = [*source, "--dataset", str(place / "sound"), "--output_dir", str(output), *QUICK, *held_out, *options]
+    metrics = train_tokenizer.main(arguments)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return metrics
+
+
+def test_a_folder_of_sound_becomes_a_tokenizer_folder(place, tmp_path):
+    metrics = train(place, tmp_path / "out")
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names >= {"config.json", "model.safetensors", "preprocessor_config.json", "metrics.json", "README.md"}
+    assert "training" not in names
+    samples = {path.name for path in (tmp_path / "out" / "samples").iterdir()}
+    assert samples == {"step-2.wav", "reconstructions.wav"}
+    tok = VQTokenizer.from_pretrained(tmp_path / "out")
+    tok.verify()
+    assert tok.reconstruct(sound(777), sampling_rate=8000)[0].shape == (777,)
+    assert str(tmp_path) not in (tmp_path / "out" / "training.json").read_text()
+    assert metrics["usage"] and "fingerprint" in (tmp_path / "out" / "README.md").read_text()
+    before = load_file(tmp_path / "out" / "model.safetensors")
+    train(place, tmp_path / "out")
+    after = load_file(tmp_path / "out" / "model.safetensors")
+    assert all(before[name].equal(after[name]) for name in before), "a finished run started again changes nothing"
+
+
+def test_a_run_against_discriminators_publishes_what_it_takes_to_go_on(place, tmp_path):
+    train(place, tmp_path / "first", config="played")
+    published = {path.name for path in (tmp_path / "first" / "training").iterdir()}
+    assert published == {"raw.safetensors", "discriminator.safetensors", "discriminator_config.json"}
+    raw, judge = load_file(tmp_path / "first/training/raw.safetensors"), load_discriminator(tmp_path / "first/training")
+    model = load_file(tmp_path / "first" / "model.safetensors")
+    assert raw.keys() == model.keys() and not all(raw[name].equal(model[name]) for name in raw)
+
+    # Going on with a learning rate of next to nothing starts from the raw weights and the discriminators as they were left.
+    still = ["--learning_rate", "1e-9", "--average_decay", "0", "--adversarial_start", "0"]
+    train(place, tmp_path / "second", "--tokenizer", str(tmp_path / "first"), *still)
+    again = load_file(tmp_path / "second" / "model.safetensors")
+    moved = [name for name in raw if name.startswith(("encoder.", "decoder."))]
+    assert moved and all(np.allclose(again[name], raw[name], atol=1e-6) for name in moved)
+    more = load_discriminator(tmp_path / "second" / "training")
+    pairs = zip(more.parameters(), judge.parameters(), strict=True)
+    assert all((a - b).abs().max() < 1e-6 for a, b in pairs)
+
+    # The decoder alone: the codes stay those that were published.
+    train(place, tmp_path / "third", "--tokenizer", str(tmp_path / "first"), "--decoder_only")
+    folders = [VQTokenizer.from_pretrained(tmp_path / name) for name in ("first", "third")]
+    assert folders[0].fingerprint == folders[1].fingerprint
+    assert not np.array_equal(*[tok.reconstruct(sound(400), sampling_rate=8000)[0] for tok in folders])
+
+
+def test_rates_are_not_changed_unasked(place, tmp_path):
+    folder = tmp_path / "fast"
+    folder.mkdir()
+    for name in ("a.wav", "b.wav"):
+        soundfile.write(folder / name, sound(4000), 16_000)
+    options = ["--dataset", str(folder), "--holdout", "a.wav"]
+    with pytest.raises(ValueError, match="16000 Hz"):
+        train(place, tmp_path / "out", *options)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert train(place, tmp_path / "again", *options, "--resample")["usage"]
