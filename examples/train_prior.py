@@ -370,7 +370,7 @@ def _model(
 
 @torch.no_grad()
 def _score(model: CodePriorModel, test: list[dict[str, Any]], conditions: Conditions) -> dict[str, float]:
-    """Held-out nats per token, nats per code of each level, and bits per pixel of the codes, over all samples together."""
+    """Held-out nats per token, nats per code of each level, and bits per pixel or sample of the codes, over all samples together."""
     collate = prior_collate(conditions.ids)
     groups: dict[tuple[int, ...], list[dict[str, Any]]] = {}
     for sample in test:
@@ -389,7 +389,7 @@ def _score(model: CodePriorModel, test: list[dict[str, Any]], conditions: Condit
             loss += float(output.loss) * float(codes.sum())
             pixels += float(batch["sizes"].prod(1).sum())
     per_level = {f"nats_level_{i}": float(value) for i, value in enumerate(nats / counts)}
-    return {"loss": loss / float(counts.sum()), **per_level, "bits_per_pixel": float(nats.sum()) / math.log(2) / pixels}
+    return {"loss": loss / float(counts.sum()), **per_level, "bits_per_unit": float(nats.sum()) / math.log(2) / pixels}
 
 
 def _publish(
@@ -405,15 +405,16 @@ def _publish(
     levels = pipeline.vq_tokenizer.layout.levels[stage.config.own_levels]
     pipeline.save_pretrained(folder)
     save_training(folder, {**asdict(script), **asdict(args)}, history)
+    bits = "prior_bits_per_second" if pipeline.sampling_rate else "prior_bits_per_pixel"
     metrics = {
         "nats_per_code": [scores[f"nats_level_{i}"] for i in range(len(levels))],
         "ln_codebook_size": [math.log(level.codebook_size) for level in levels],
-        "prior_bits_per_pixel": scores["bits_per_pixel"],
+        bits: scores["bits_per_unit"] * (pipeline.sampling_rate or 1),
         "held_out_samples": num_held_out,
     }
     if script.coarse:
         before = json.loads((Path(script.coarse) / "metrics.json").read_text(encoding="utf-8"))
-        for name in ("nats_per_code", "ln_codebook_size", "prior_bits_per_pixel"):
+        for name in ("nats_per_code", "ln_codebook_size", bits):
             metrics[name] = before[name] + metrics[name]
     write_json(folder / "metrics.json", metrics)
     training = json.loads((folder / "training.json").read_text(encoding="utf-8"))

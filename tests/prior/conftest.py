@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vqtok.prior import CodePriorConfig, CodePriorModel, MaskedCodePriorConfig, MaskedCodePriorModel
+from vqtok.prior import CodePriorConfig, CodePriorModel, MaskedCodePriorConfig, MaskedCodePriorModel, stepping
 
 BACKBONES = {
     "llama": {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "num_key_value_heads": 1},
@@ -49,6 +49,23 @@ def _maker(config_class, model_class):
         return prior
 
     return make
+
+
+@pytest.fixture
+def watch_passes(monkeypatch):
+    """Makes a list of the shapes (rows, tokens) of every pass that sampling makes."""
+
+    def watch():
+        shapes, call = [], stepping.Stepping._read
+
+        def watched(self, x_BTM, causal):
+            shapes.append(tuple(x_BTM.shape[:2]))
+            return call(self, x_BTM, causal)
+
+        monkeypatch.setattr(stepping.Stepping, "_read", watched)
+        return shapes
+
+    return watch
 
 
 @pytest.fixture

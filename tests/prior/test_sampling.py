@@ -140,20 +140,15 @@ def test_seed_guidance_and_condition_decide(make_prior):
     assert same(one, sample(seed=None))
 
 
-def test_guidance_of_one_runs_no_second_half(make_prior, monkeypatch):
-    prior, rows = make_prior(TWO), []
-    decoder_for = stepping.decoder_for
-
-    def watched(*args):
-        decoder = decoder_for(*args)
-        return lambda x, *more: rows.append(len(x)) or decoder(x, *more)
-
-    monkeypatch.setattr(stepping, "decoder_for", watched)
+def test_guidance_of_one_runs_no_second_half(make_prior, watch_passes):
+    prior, shapes = make_prior(TWO), watch_passes()
     prior.sample_codes(CONDITIONS, sizes=(8, 8), seed=0)
-    assert set(rows) == {3} and len(rows) == 1 + 4, "one pass for the prompt, one for every further code"
-    rows.clear()
+    assert {rows for rows, _ in shapes} == {3} and len(shapes) == 1 + 4, (
+        "one pass for the prompt, one for every further code"
+    )
+    shapes.clear()
     prior.sample_codes(CONDITIONS, sizes=(8, 8), seed=0, guidance_scale=2)
-    assert set(rows) == {6} and len(rows) == 1 + 4, "both halves in one batch"
+    assert {rows for rows, _ in shapes} == {6} and len(shapes) == 1 + 4, "both halves in one batch"
 
 
 @pytest.mark.parametrize("layout", [TWO, RESIDUAL, LARGE], ids=["two", "residual", "large"])

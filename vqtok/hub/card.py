@@ -222,13 +222,13 @@ def _measured(metrics: Mapping[str, Any]) -> list[str]:
             f"(protocol {metrics['protocol']}, {metrics['date'][:10]}, {_machine(metrics['machine'])}).",
             "",
         ]
-    if "prior_bits_per_pixel" in metrics:
+    for unit in (unit for unit in ("pixel", "second") if f"prior_bits_per_{unit}" in metrics):
         rows = [
             [i, f"{nats:.3f}", f"{limit:.3f}"]
             for i, (nats, limit) in enumerate(zip(metrics["nats_per_code"], metrics["ln_codebook_size"], strict=True))
         ]
         lines += [
-            f"On {metrics['held_out_samples']} held-out samples {metrics['prior_bits_per_pixel']:.4f} bits per pixel.",
+            f"On {metrics['held_out_samples']} held-out samples {metrics[f'prior_bits_per_{unit}']:.4f} bits per {unit}.",
             "",
             _table(["level", "nats per code", "ln K"], rows),
             "",

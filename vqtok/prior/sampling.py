@@ -111,7 +111,7 @@ def uniforms(seed: int, index: int, count: int, stream: int = 0) -> Tensor:
 
 def guide(conditional_BK: Tensor, unconditional_BK: Tensor, scale: float) -> Tensor:
     """Return u + s (c - u)."""
-    return unconditional_BK + scale * (conditional_BK - unconditional_BK)
+    return torch.add(unconditional_BK, conditional_BK - unconditional_BK, alpha=scale)
 
 
 def filter_logits(logits_BK: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0) -> Tensor:
