@@ -415,8 +415,10 @@ def _check_output(path: Path, source: Path | None, overwrite: bool) -> None:
         raise ValueError(f"{path} exists already: name another file, or add --overwrite")
 
 
-def _sound_suffixes() -> tuple[str, ...]:
-    return (".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif", ".au", ".opus")
+def _sound_suffixes() -> frozenset[str]:
+    from vqtok.audio.files import RECORDINGS
+
+    return RECORDINGS.suffixes
 
 
 def _sound_format(path: Path) -> str:
