@@ -25,7 +25,6 @@ from torchmetrics.functional.audio import scale_invariant_signal_distortion_rati
 
 from vqtok import VQTokenizer
 from vqtok.audio.crops import AudioCropDataset
-from vqtok.audio.data import load_audio
 from vqtok.audio.discriminators import (
     AudioDiscriminator,
     load_discriminator,
@@ -35,12 +34,13 @@ from vqtok.audio.discriminators import (
 from vqtok.audio.files import write_file
 from vqtok.audio.losses import spectral_losses
 from vqtok.auto import config_folder
+from vqtok.encoding import load_media
 from vqtok.evaluation import audio_report, report
 from vqtok.evaluation.pictures import contact_sheet
 from vqtok.files import write_json, write_text, write_with
 from vqtok.hub.card import tokenizer_card
 from vqtok.hub.folders import fetch_folder
-from vqtok.image.data import CropDataset, load_images
+from vqtok.image.data import CropDataset
 from vqtok.sources.dataset import skipped_summary
 from vqtok.training import (
     AdversarialArguments,
@@ -100,7 +100,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if script.decoder_only:
         tokenizer.model.freeze_codes()
     media = MEDIA[tokenizer.modality](tokenizer, script, args)
-    train, test = media.load("train", script.num_samples), media.load("test", script.eval_samples)
+    options = {name: getattr(script, name) or None for name in ("image_column", "audio_column", "holdout", "resample")}
+    train, test = (
+        load_media(tokenizer, script.dataset, split, num_samples=number, **options)
+        for split, number in (("train", script.num_samples), ("test", script.eval_samples))
+    )
     accelerator.print(f"{len(train)} {media.plural} to train on, {len(test)} to test", file=sys.stderr)
     items = media.training_items(train)
 
@@ -200,11 +204,6 @@ class Pictures:
     def __init__(self, tokenizer: VQTokenizer, script: TokenizerArguments, args: TrainingArguments):
         self.tokenizer, self.processor, self.script, self.seed = tokenizer, tokenizer.processor, script, args.seed
 
-    def load(self, split: str, num_samples: int | None) -> Any:
-        script = self.script
-        options = {"image_column": script.image_column, "holdout": script.holdout or None, "num_samples": num_samples}
-        return load_images(script.dataset or "digits", split, **options)
-
     def training_items(self, train: Any) -> Any:
         size = self.script.image_size
         return CropDataset(train, size, seed=self.seed, shuffle=False) if size else train
@@ -255,19 +254,6 @@ class Sounds:
         self.tokenizer, self.processor, self.script, self.seed = tokenizer, tokenizer.processor, script, args.seed
         stride = self.processor.stride
         self.num_samples = max(1, round(script.seconds * self.processor.sampling_rate / stride)) * stride
-
-    def load(self, split: str, num_samples: int | None) -> Any:
-        script, processor = self.script, self.processor
-        return load_audio(
-            script.dataset or "spoken-numbers",
-            processor.sampling_rate,
-            processor.num_channels,
-            split,
-            num_samples=num_samples,
-            audio_column=script.audio_column,
-            holdout=script.holdout or None,
-            resample=script.resample,
-        )
 
     def training_items(self, train: Any) -> Any:
         return AudioCropDataset(train, self.num_samples, seed=self.seed)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 import warnings
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.tiny import make_audio_tokenizer
 from vqtok import cli
 from vqtok.audio.data import load_audio
 from vqtok.codes import CodeLayout, Codes, LevelLayout
@@ -33,7 +35,7 @@ RATE = 16_000
 class Telephone:
     """A tokenizer of 16-bit samples: two codebooks of 256, the high byte and the low one. `noise` is added on decoding."""
 
-    fingerprint = None
+    fingerprint, modality = None, "audio"
 
     def __init__(self, noise=0.0, cut=0, num_channels=1):
         self.layout = CodeLayout(ndim=1, levels=(LevelLayout(1, 2, 256),))
@@ -246,6 +248,41 @@ def test_bad_input_is_named(speech):
         audio_report.evaluate(Telephone(cut=5), Clips(speech))
 
 
+def test_a_missing_package_is_said_and_the_rest_is_measured(speech, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pesq", None)
+    result = audio_report.evaluate(Telephone(noise=0.01), Clips(speech[:1]))
+    assert result["pesq_wb"] is None and result["stoi"] > 0 and "pesq" not in result["versions"]
+    assert result["not_measured"] == {"pesq_wb": "pesq is not installed (pip install 'vqtok[speech]')"}
+    assert audio_report.to_markdown([result]).endswith(
+        "\n\npesq_wb was not measured: pesq is not installed (pip install 'vqtok[speech]')."
+    )
+    assert audio_report.evaluate(Telephone(), Clips(speech[:1]), speech=False)["not_measured"] == {}
+
+
+def test_the_command_compares_real_tokenizers_and_resamples_when_asked(tmp_path, capsys):
+    make_audio_tokenizer().save_pretrained(tmp_path / "one")
+    make_audio_tokenizer(seed=1, quantizer={"type": "fsq", "scalar_levels": [5, 5, 5]}).save_pretrained(
+        tmp_path / "two"
+    )
+    make_audio_tokenizer(num_channels=2).save_pretrained(tmp_path / "stereo")
+    out = tmp_path / "out.json"
+    data = ["spoken-numbers", "--num_samples", "2"]
+    assert cli.main(["evaluate", str(tmp_path / "one"), *data]) == 2
+    assert "sampled at 16000 Hz, not 8000" in capsys.readouterr().err
+    assert cli.main(["evaluate", str(tmp_path / "one"), *data, "--resample", "--json", str(out)]) == 0
+    alone = json.loads(out.read_text())
+    assert alone["data"]["num_recordings"] == 2 and alone["tokenizer"]["sampling_rate"] == 8000
+    assert "2 recordings of spoken-numbers (test), vqtok-audio-eval v1" in capsys.readouterr().out
+    names = [str(tmp_path / "one"), str(tmp_path / "two")]
+    assert cli.main(["compare", *names, "--data", *data, "--resample", "--json", str(out)]) == 0
+    results = json.loads(out.read_text())
+    assert [each["mel_distance"] == alone["mel_distance"] for each in results] == [True, False]
+    # 3 codes of 16 and one of 125 per 40 samples at 8,000 Hz
+    assert [each["tokenizer"]["nominal_kbps"] for each in results] == pytest.approx([2.4, 0.2 * math.log2(125)])
+    assert cli.main(["compare", names[0], str(tmp_path / "stereo"), "--data", *data]) == 2
+    assert "measure each alone" in capsys.readouterr().err
+
+
 def test_the_command_measures_audio(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(cli, "_load_tokenizer", lambda name, device: Telephone(noise={"a": 0.0, "b": 0.01}[name]))
     out = tmp_path / "out.json"
@@ -257,4 +294,4 @@ def test_the_command_measures_audio(monkeypatch, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "2 recordings of spoken-numbers (test), vqtok-audio-eval v1" in said and "| a | 256 |" in said
     assert cli.main(["evaluate", "a", "spoken-numbers", "--image_column", "x"]) == 2
-    assert "--image_column does not go with this tokenizer" in capsys.readouterr().err
+    assert "image_column does not go with a tokenizer of audio" in capsys.readouterr().err

@@ -19,7 +19,7 @@ import torch
 from tqdm.auto import tqdm
 
 from vqtok import __version__
-from vqtok.auto import VQTokenizer
+from vqtok.auto import VQTokenizer, bits_per_unit
 from vqtok.codes import Codes
 from vqtok.container import unframe
 from vqtok.quantizers import code_counts, entropy_bits, perplexity, usage
@@ -42,11 +42,6 @@ PUBLISHED = (
     {"name": "DAC 16 kHz", "kbps": 6.0, "pesq_wb": 4.01, "stoi": 0.95},
     {"name": "DAC 16 kHz", "kbps": 1.0, "pesq_wb": 1.13, "stoi": 0.73},
 )
-
-
-def takes_audio(tokenizer: Any) -> bool:
-    """Whether a tokenizer is one of audio: its processor has a sampling rate."""
-    return getattr(tokenizer.processor, "sampling_rate", None) is not None
 
 
 def evaluate(
@@ -102,6 +97,7 @@ def evaluate(
             "layout": tokenizer.layout.to_dict(),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "sampling_rate": tally.rate,
+            "nominal_kbps": bits_per_unit(tokenizer.layout) * tally.rate / 1000,
         },
         "data": {**tally.data(), "num_skipped": len(getattr(recordings, "skipped", ()))},
         "machine": machine(next(model.parameters(), torch.empty(0)).device),

@@ -98,8 +98,8 @@ def tokenizer_card(name: str, metrics: Mapping[str, Any], training: Mapping[str,
     own = metrics["tokenizer"]
     facts = {"kind": "tokenizer", "modality": modality, "levels": own["layout"]["levels"]}
     facts |= {key: own[key] for key in ("class", "parameters", "fingerprint", "sampling_rate") if key in own}
-    if "kbps" in metrics:
-        facts["kbps"] = metrics["kbps"]["nominal"]
+    if "nominal_kbps" in own:
+        facts["kbps"] = own["nominal_kbps"]
     suffix = ".wav" if modality == "audio" else ".png"
     return render(name, facts, metrics, training, [f"samples/reconstructions{suffix}"])
 
