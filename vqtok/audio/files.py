@@ -49,10 +49,7 @@ def open_file(source: str | os.PathLike | BytesIO, what: str = "it", max_seconds
             raise ValueError(f"{source} is a folder: name a sound file in it")
     try:
         file = library.SoundFile(source)
-    except (
-        RuntimeError,
-        TypeError,
-    ) as error:  # soundfile's own, and of a suffix that it takes for samples without a header
+    except (RuntimeError, TypeError) as error:  # TypeError: by the suffix, such as .raw, samples without a header
         raise ValueError(
             f"{what} is no sound, is broken, or of a format that libsndfile does not read "
             f"({getattr(error, 'error_string', error)})"
@@ -131,7 +128,7 @@ def write_file(path: str | os.PathLike, sound: np.ndarray, sampling_rate: int) -
     """Write sound `(samples,)` or `(channels, samples)`, whole or not at all, as `pcm` makes it.
 
     Raises:
-        ValueError: the suffix says no format that can be written.
+        ValueError: the suffix says no format that can be written, or samples are NaN or infinite.
         OSError: the disk is full, say.
         ImportError: soundfile is not installed.
     """
@@ -145,11 +142,16 @@ def pcm(sound: np.ndarray) -> np.ndarray:
     Rounded here: libsndfile would cut towards zero, and what was read from 16 bits should be written as it was. Floats as they
     are would be read as noise by half of the players.
 
+    Raises:
+        ValueError: samples are NaN or infinite.
+
     Example:
         >>> pcm(np.array([0.5, -1.0, 3.0])).T
         array([[ 16384, -32768,  32767]], dtype=int16)
     """
     samples = np.atleast_2d(np.asarray(sound, dtype=np.float32)).T
+    if not np.isfinite(samples).all():
+        raise ValueError("a sound with NaN or infinite samples cannot be played or written: look at what made it")
     return np.clip(np.round(samples * 32768), -32768, 32767).astype(np.int16)
 
 
