@@ -4,6 +4,8 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check --quiet
 READY := $(VENV)/.installed
+# The extra `speech`; pystoi has the version of requirements.lock. pesq is built on installation.
+SPEECH := pesq==0.0.4 $(shell grep '^pystoi==' requirements.lock)
 # Extra arguments of the command behind a target: make test ARGS="-k codes -x"
 ARGS ?=
 
@@ -19,11 +21,14 @@ setup: $(READY) ## create .venv and install the locked packages into it
 # The stamp is written last, so that an interrupted installation starts again where pip finds it.
 $(READY): requirements.lock pyproject.toml setup.py
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is %d.%d: name another one with make PYTHON=..." % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
-	@test -x $(RUN) || { echo "[set-up 1/3] creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
-	@echo "[set-up 2/3] installing the packages of requirements.lock (some gigabytes with torch; a few minutes the first time)"
+	@test -x $(RUN) || { echo "[set-up 1/4] creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "[set-up 2/4] installing the packages of requirements.lock (some gigabytes with torch; a few minutes the first time)"
 	@$(PIP) install -r requirements.lock
-	@echo "[set-up 3/3] installing vqtok itself, editable"
+	@echo "[set-up 3/4] installing vqtok itself, editable"
 	@$(PIP) install --no-deps --no-build-isolation -e .
+	@echo "[set-up 4/4] building pesq, for one of the measures of speech"
+	@$(PIP) install $(SPEECH) > $(VENV)/pesq.log 2>&1 \
+		|| echo "PESQ stays out: no C compiler was found that could build pesq (pip's words are in $(VENV)/pesq.log)"
 	@touch $@
 
 demo: $(READY) ## train, generate and judge; writes demo/report.html
@@ -45,7 +50,7 @@ $(LOWEST)/.installed: pyproject.toml setup.py
 	@test -x $(LOWEST)/bin/python || { echo "[lowest 1/2] creating $(LOWEST)"; $(PYTHON) -m venv $(LOWEST); }
 	@echo "[lowest 2/2] installing the lower bounds of pyproject.toml"
 	@$(LOWEST)/bin/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
-		extras = [r for name in ("audio", "demo", "tracking", "parity", "peft", "speech") for r in p["optional-dependencies"][name]]; \
+		extras = [r for name in ("audio", "demo", "tracking", "parity", "peft", "speech") for r in p["optional-dependencies"][name] if not r.startswith("pesq")]; \
 		print("\n".join(r.replace(">=", "==") for r in [*p["dependencies"], *extras]))' > $(LOWEST)/lowest.txt
 	@$(LOWEST)/bin/python -m pip --disable-pip-version-check --quiet install -r $(LOWEST)/lowest.txt \
 		"setuptools>=77,<82" pytest pytest-timeout hypothesis

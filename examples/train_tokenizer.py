@@ -25,7 +25,6 @@ from torchmetrics.functional.audio import scale_invariant_signal_distortion_rati
 
 from vqtok import VQTokenizer
 from vqtok.audio.crops import AudioCropDataset
-from vqtok.audio.data import load_audio
 from vqtok.audio.discriminators import (
     AudioDiscriminator,
     load_discriminator,
@@ -35,13 +34,14 @@ from vqtok.audio.discriminators import (
 from vqtok.audio.files import write_file
 from vqtok.audio.losses import spectral_losses
 from vqtok.auto import config_folder
+from vqtok.encoding import load_media
+from vqtok.evaluation import audio_report, report
 from vqtok.evaluation.pictures import contact_sheet
-from vqtok.evaluation.report import evaluate as evaluate_tokenizer
-from vqtok.evaluation.sounds import audio_card, sound_metrics
 from vqtok.files import write_json, write_text, write_with
 from vqtok.hub.card import tokenizer_card
 from vqtok.hub.folders import fetch_folder
-from vqtok.image.data import CropDataset, load_images, skipped_summary
+from vqtok.image.data import CropDataset
+from vqtok.sources.dataset import skipped_summary
 from vqtok.training import (
     AdversarialArguments,
     AdversarialStep,
@@ -74,6 +74,7 @@ class TokenizerArguments(AdversarialArguments):
         metadata={"help": "digits or spoken-numbers (embedded, the default), a folder, or a data set of `datasets`."},
     )
     image_column: str | None = field(default=None, metadata={"help": "Column of pictures, if there are several."})
+    audio_column: str | None = field(default=None, metadata={"help": "Column of recordings, if there are several."})
     holdout: list[str] = field(default_factory=list, metadata={"help": "Files of a folder kept for the test, by name."})
     image_size: int = field(default=0, metadata={"help": "Side of random crops; 0 takes whole pictures of one size."})
     seconds: float = field(default=1.0, metadata={"help": "About how long the random crops of sound are."})
@@ -82,6 +83,9 @@ class TokenizerArguments(AdversarialArguments):
         default=None, metadata={"help": "How many pictures or clips at most (digits: how many scenes)."}
     )
     eval_samples: int = field(default=256, metadata={"help": "Pictures or clips of the final evaluation."})
+    eval_speech: bool = field(
+        default=False, metadata={"help": "Also measure PESQ and STOI at the end, as far as they are installed."}
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -96,7 +100,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if script.decoder_only:
         tokenizer.model.freeze_codes()
     media = MEDIA[tokenizer.modality](tokenizer, script, args)
-    train, test = media.load("train", script.num_samples), media.load("test", script.eval_samples)
+    options = {name: getattr(script, name) or None for name in ("image_column", "audio_column", "holdout", "resample")}
+    train, test = (
+        load_media(tokenizer, script.dataset, split, num_samples=number, **options)
+        for split, number in (("train", script.num_samples), ("test", script.eval_samples))
+    )
     accelerator.print(f"{len(train)} {media.plural} to train on, {len(test)} to test", file=sys.stderr)
     items = media.training_items(train)
 
@@ -177,11 +185,12 @@ def _publish(
     metrics = media.metrics(test, folder.resolve().name)
     write_json(folder / "metrics.json", metrics)
     training = json.loads((folder / "training.json").read_text(encoding="utf-8"))
-    write_text(folder / "README.md", media.card(metrics, training))
+    write_text(folder / "README.md", tokenizer_card(metrics["name"], metrics, training, tokenizer.modality))
     media.save_reconstructions(test, folder / "samples" / "reconstructions")
     print(tokenizer)
-    shares = " ".join(f"{used:.1%}" for used in metrics["usage"])
-    perplexities = " ".join(f"{value:.1f}" for value in metrics["perplexity"])
+    # Of sound there is a number per codebook of each level, of pictures one per level.
+    shares = " ".join(f"{np.mean(used):.1%}" for used in metrics["usage"])
+    perplexities = " ".join(f"{np.mean(value):.1f}" for value in metrics["perplexity"])
     print(f"{media.summary(metrics)}, usage {shares}, perplexity {perplexities}")
     print(f"wrote {folder}: from vqtok import VQTokenizer; VQTokenizer.from_pretrained({str(folder)!r})")
     return metrics
@@ -194,11 +203,6 @@ class Pictures:
 
     def __init__(self, tokenizer: VQTokenizer, script: TokenizerArguments, args: TrainingArguments):
         self.tokenizer, self.processor, self.script, self.seed = tokenizer, tokenizer.processor, script, args.seed
-
-    def load(self, split: str, num_samples: int | None) -> Any:
-        script = self.script
-        options = {"image_column": script.image_column, "holdout": script.holdout or None, "num_samples": num_samples}
-        return load_images(script.dataset or "digits", split, **options)
 
     def training_items(self, train: Any) -> Any:
         size = self.script.image_size
@@ -232,13 +236,10 @@ class Pictures:
         self._save_sheet([originals, self.tokenizer.reconstruct(originals)], path)
 
     def metrics(self, test: Any, name: str) -> dict[str, Any]:
-        return evaluate_tokenizer(self.tokenizer, test, name=name)
+        return report.evaluate(self.tokenizer, test, name=name)
 
     def summary(self, metrics: dict[str, Any]) -> str:
         return f"PSNR {metrics['psnr_db']:.2f} dB"
-
-    def card(self, metrics: dict[str, Any], training: dict[str, Any]) -> str:
-        return tokenizer_card(metrics["name"], metrics, training)
 
     def _save_sheet(self, rows: list[list[Any]], path: Path) -> None:
         write_with(path.with_suffix(".png"), lambda temporary: contact_sheet(rows).save(temporary, format="PNG"))
@@ -253,14 +254,6 @@ class Sounds:
         self.tokenizer, self.processor, self.script, self.seed = tokenizer, tokenizer.processor, script, args.seed
         stride = self.processor.stride
         self.num_samples = max(1, round(script.seconds * self.processor.sampling_rate / stride)) * stride
-
-    def load(self, split: str, num_samples: int | None) -> Any:
-        script, processor = self.script, self.processor
-        options = {"split": split, "num_samples": num_samples, "holdout": script.holdout or None}
-        options["resample"] = script.resample
-        return load_audio(
-            script.dataset or "spoken-numbers", processor.sampling_rate, processor.num_channels, **options
-        )
 
     def training_items(self, train: Any) -> Any:
         return AudioCropDataset(train, self.num_samples, seed=self.seed)
@@ -290,13 +283,12 @@ class Sounds:
         self._save([each for pair in pairs for each in pair], path)
 
     def metrics(self, test: Any, name: str) -> dict[str, Any]:
-        return {"name": name, **sound_metrics(self.tokenizer, test)}
+        return audio_report.evaluate(self.tokenizer, test, name=name, speech=self.script.eval_speech)
 
     def summary(self, metrics: dict[str, Any]) -> str:
-        return f"mel distance {metrics['mel_distance']:.4f}, SI-SDR {metrics['si_sdr_db']:.2f} dB"
-
-    def card(self, metrics: dict[str, Any], training: dict[str, Any]) -> str:
-        return audio_card(metrics, training)
+        figures = {"mel distance": "mel_distance", "SI-SDR dB": "si_sdr_db", "PESQ-WB": "pesq_wb", "STOI": "stoi"}
+        known = [f"{label} {metrics[key]:.3f}" for label, key in figures.items() if metrics[key] is not None]
+        return ", ".join([*known, *(f"no {key}: {why}" for key, why in metrics["not_measured"].items())])
 
     def _save(self, clips: list[torch.Tensor], path: Path) -> None:
         pause = torch.zeros(clips[0].shape[0], self.processor.sampling_rate // 4)

@@ -1,6 +1,8 @@
 """The training script on sound: plain, against discriminators, stopped and continued, and from what was published."""
 
 import json
+import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -8,10 +10,11 @@ import soundfile
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
-from examples import train_tokenizer
-from tests.tiny import AUDIO_CONFIG, sound
+from examples import encode_dataset, train_tokenizer
+from tests.tiny import AUDIO_CONFIG, make_audio_tokenizer, sound
 from vqtok import VQTokenizer
 from vqtok.audio.discriminators import load_discriminator
+from vqtok.prior.data import CodeDataset
 
 QUICK = ["--max_steps", "4", "--batch_size", "4", "--num_threads", "1", "--warmup_steps", "1", "--log_every", "2"]
 QUICK += ["--seconds", "0.1", "--eval_samples", "3", "--eval_every", "2"]
@@ -61,7 +64,13 @@ def test_a_folder_of_sound_becomes_a_tokenizer_folder(place, tmp_path):
     tok.verify()
     assert tok.reconstruct(sound(777), sampling_rate=8000)[0].shape == (777,)
     assert str(tmp_path) not in (tmp_path / "out" / "training.json").read_text()
-    assert metrics["usage"] and "fingerprint" in (tmp_path / "out" / "README.md").read_text()
+    assert metrics["protocol"] == "vqtok-audio-eval v1" and metrics["data"]["num_recordings"] == 3
+    assert metrics["pesq_wb"] is None and metrics["not_measured"] == {}, "not asked for"
+    card = (tmp_path / "out" / "README.md").read_text()
+    rate = f"{metrics['kbps']['nominal']:.4g} kbps"  # the last step of each clip is not full
+    assert f"mel distance {metrics['mel_distance']:.3f} at {rate} on 3 held-out recordings" in card
+    assert "2.4 kbps at 8,000 Hz" in card and tok.fingerprint in card and "audio-tokenization" in card
+    assert '<audio controls src="samples/reconstructions.wav"></audio>' in card and "| seconds | 0.1 |" in card
     before = load_file(tmp_path / "out" / "model.safetensors")
     train(place, tmp_path / "out")
     after = load_file(tmp_path / "out" / "model.safetensors")
@@ -91,6 +100,62 @@ def test_a_run_against_discriminators_publishes_what_it_takes_to_go_on(place, tm
     folders = [VQTokenizer.from_pretrained(tmp_path / name) for name in ("first", "third")]
     assert folders[0].fingerprint == folders[1].fingerprint
     assert not np.array_equal(*[tok.reconstruct(sound(400), sampling_rate=8000)[0] for tok in folders])
+
+
+def test_the_spoken_recipe_trains_on_what_comes_with_the_package(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pesq", None)  # as on a machine without a C compiler
+    quick = [
+        "--max_steps",
+        "1",
+        "--num_samples",
+        "3",
+        "--eval_samples",
+        "1",
+        "--batch_size",
+        "1",
+        "--warmup_steps",
+        "0",
+    ]
+    arguments = ["--config", "audio/spoken-16khz", "--output_dir", str(tmp_path / "out"), "--num_threads", "1", *quick]
+    metrics = train_tokenizer.main([*arguments, "--seconds", "0.1"])
+    assert json.loads((tmp_path / "out" / "training.json").read_text())["arguments"]["dataset"] == "spoken-numbers"
+    assert metrics["data"]["num_recordings"] == 1 and metrics["tokenizer"]["sampling_rate"] == 16_000
+    assert metrics["pesq_wb"] is None and list(metrics["not_measured"]) == ["pesq_wb"]
+    assert metrics["stoi"] is not None or metrics["failures"]["stoi"]
+    assert "no pesq_wb: pesq is not installed" in capsys.readouterr().out
+    assert "PESQ-WB was not measured: pesq is not installed" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_what_was_skipped_is_said(place, tmp_path, capsys):
+    folder = tmp_path / "more"
+    shutil.copytree(place / "sound", folder)
+    (folder / "broken.wav").write_bytes(b"RIFF")
+    soundfile.write(folder / "six.wav", np.zeros((800, 6)), 8000)
+    train(place, tmp_path / "out", "--dataset", str(folder))
+    said = capsys.readouterr().err
+    assert "2 recordings were skipped:" in said and "six.wav: it has 6 channels, not 1" in said
+
+
+def test_a_folder_of_sound_becomes_codes(tmp_path):
+    tokenizer = make_audio_tokenizer()
+    tokenizer.save_pretrained(tmp_path / "vq")
+    (tmp_path / "sound").mkdir()
+    for index in range(3):
+        soundfile.write(tmp_path / "sound" / f"{index}.wav", sound(900 + 80 * index, index), 16_000, subtype="FLOAT")
+    arguments = ["--tokenizer", str(tmp_path / "vq"), "--dataset", str(tmp_path / "sound"), "--split", "all"]
+    arguments += ["--output_dir", str(tmp_path / "codes")]
+    with pytest.raises(ValueError, match="sampled at 16000 Hz, not 8000"):
+        encode_dataset.main(arguments)
+    with pytest.raises(ValueError, match="image_column does not go with a tokenizer of audio"):
+        encode_dataset.main([*arguments, "--image_column", "x"])
+    manifest = encode_dataset.main([*arguments, "--resample"])
+    assert manifest["num_samples"] == 3 and manifest["dataset"] == "sound"
+    tokenizer.processor.resample = True
+    wanted = tokenizer.encode(tmp_path / "sound" / "2.wav")
+    stored = CodeDataset(tmp_path / "codes")[2]["codes"]
+    assert [np.asarray(level).reshape(-1).tolist() for level in stored] == [
+        level.reshape(-1).tolist() for level in wanted.levels
+    ]
 
 
 def test_rates_are_not_changed_unasked(place, tmp_path):

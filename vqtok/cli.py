@@ -264,7 +264,7 @@ def evaluate(
     device: Device = None,
 ) -> None:
     """Measure a tokenizer: PSNR and SSIM, or PESQ, STOI, SI-SDR and mel distance; use of the codes, rate, speed."""
-    given = {"image_column": image_column, "audio_column": audio_column, "resample": resample or None}
+    given = {"image_column": image_column, "audio_column": audio_column, "resample": resample}
     _evaluate([tokenizer], data, split, num_samples, given, batch_size, json, device)
 
 
@@ -282,7 +282,7 @@ def compare(
     device: Device = None,
 ) -> None:
     """Measure several tokenizers on the same pictures or recordings."""
-    given = {"image_column": image_column, "audio_column": audio_column, "resample": resample or None}
+    given = {"image_column": image_column, "audio_column": audio_column, "resample": resample}
     _evaluate(tokenizers, data, split, num_samples, given, batch_size, json, device)
 
 
@@ -300,13 +300,19 @@ def _evaluate(
         raise ValueError(f"results are written as JSON, not to {json}: name a file such as {json.with_suffix('.json')}")
     if len(set(names)) < len(names):
         raise ValueError(f"the tokenizers {', '.join(names)} are not all different: name each once")
+    from vqtok.encoding import load_media
     from vqtok.evaluation import audio_report, report
     from vqtok.files import write_json
     from vqtok.sources.dataset import skipped_summary
 
     loaded = {name: _load_tokenizer(name, device) for name in names}
-    media = _load_media(list(loaded.values()), data, split, num_samples, given)
-    room: Any = audio_report if audio_report.takes_audio(next(iter(loaded.values()))) else report
+    own = {"image": (), "audio": ("sampling_rate", "num_channels")}
+    kinds = {(tok.modality, *(getattr(tok.processor, field) for field in own[tok.modality])) for tok in loaded.values()}
+    if len(kinds) > 1:
+        raise ValueError("the tokenizers are of different media, sampling rates or channels: measure each alone")
+    tok = next(iter(loaded.values()))
+    media = load_media(tok, data, split, num_samples=num_samples, **given)
+    room: Any = audio_report if tok.modality == "audio" else report
     results = room.compare(loaded, media, batch_size=batch_size)
     print(room.to_markdown(results))
     print(f"{len(media)} {media.medium.many} of {data} ({split}), {results[0]['protocol']}")
@@ -315,27 +321,6 @@ def _evaluate(
         print(f"wrote {json}")
     if summary := skipped_summary(media):
         print(summary, file=sys.stderr)
-
-
-def _load_media(tokenizers: list[Any], data: str, split: str, num_samples: int | None, given: dict[str, Any]) -> Any:
-    """What the tokenizers, all of one kind, are measured on."""
-    from vqtok.audio.data import load_audio
-    from vqtok.image.data import load_images
-
-    kinds = {
-        (getattr(tok.processor, "sampling_rate", None), getattr(tok.processor, "num_channels", 1)) for tok in tokenizers
-    }
-    rates = {rate for rate, _ in kinds}
-    if None not in rates and len(kinds) > 1 or None in rates and len(rates) > 1:
-        raise ValueError("the tokenizers are of different media, sampling rates or channels: measure each alone")
-    options = {name: value for name, value in given.items() if value is not None}
-    unused = options.keys() & ({"audio_column", "resample"} if None in rates else {"image_column"})
-    if unused:
-        raise ValueError(f"--{min(unused)} does not go with this tokenizer: leave it out")
-    if None in rates:
-        return load_images(data, split, num_samples=num_samples, **options)
-    rate, channels = next(iter(kinds))
-    return load_audio(data, rate, channels, split, num_samples=num_samples, **options)
 
 
 # -- helpers
@@ -415,8 +400,10 @@ def _check_output(path: Path, source: Path | None, overwrite: bool) -> None:
         raise ValueError(f"{path} exists already: name another file, or add --overwrite")
 
 
-def _sound_suffixes() -> tuple[str, ...]:
-    return (".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif", ".au", ".opus")
+def _sound_suffixes() -> frozenset[str]:
+    from vqtok.audio.files import RECORDINGS
+
+    return RECORDINGS.suffixes
 
 
 def _sound_format(path: Path) -> str:

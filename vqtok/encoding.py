@@ -1,4 +1,4 @@
-"""A data set to a code cache: encode every sample and keep the codes beside their captions."""
+"""The data set that a tokenizer takes, and from there to a code cache: every sample encoded, the codes beside their captions."""
 
 from __future__ import annotations
 
@@ -11,20 +11,44 @@ from typing import Any
 
 from tqdm import tqdm
 
+from vqtok.audio.data import load_audio
 from vqtok.auto import VQTokenizer
 from vqtok.codes import Codes
+from vqtok.image.data import load_images
 from vqtok.prior.data import write_code_cache
+
+# Which options are of one medium alone.
+_OWN = {"image": {"image_column"}, "audio": {"audio_column", "resample"}}
+
+
+def load_media(tokenizer: VQTokenizer, source: Any = None, split: str = "train", **options: Any) -> Any:
+    """The data set of `load_images` or `load_audio`, whichever the tokenizer takes, at its rate and with its channels.
+
+    Args:
+        source: see there; None takes the embedded data, "digits" or "spoken-numbers".
+        options: those of `load_images` or `load_audio`. None and False are as if left out.
+
+    Raises:
+        ValueError: an option of the other medium; and what `load_images` and `load_audio` raise.
+    """
+    given = {name: value for name, value in options.items() if value is not None and value is not False}
+    modality, processor = tokenizer.modality, tokenizer.processor
+    for other, names in _OWN.items():
+        if other != modality and (unused := sorted(names & given.keys())):
+            raise ValueError(f"{unused[0]} does not go with a tokenizer of {modality}: leave it out")
+    if modality == "image":
+        return load_images(source or "digits", split, **given)
+    return load_audio(source or "spoken-numbers", processor.sampling_rate, processor.num_channels, split, **given)
 
 
 def encode_dataset(
     tokenizer: VQTokenizer, dataset: Any, folder: str | Path, batch_size: int = 256, facts: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Write the codes of a map-style data set of {"image": ..., "text": ..., "label": ...} to `folder`; return the manifest.
+    """Write the codes of a map-style data set of {"image" or "audio": ..., "text": ..., "label": ...}; return the manifest.
 
     Args:
         tokenizer: a saved one, because codes without a fingerprint cannot be told apart later.
-        dataset: as `vqtok.image.data.load_images` returns it, or of {"audio": ..., "sampling_rate": ...}; `text` and `label` are
-            kept where they are.
+        dataset: as `load_media` returns it; `text` and `label` are kept where they are.
         folder: see `vqtok.prior.data.write_code_cache`.
         facts: more for the manifest.
 

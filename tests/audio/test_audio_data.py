@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from vqtok.audio.data import AudioDataset, SpokenNumbers, load_audio, skipped_summary
-from vqtok.audio.reading import match_channels, read_audio
-from vqtok.audio.resampling import resample
+from vqtok.audio.files import read_file
+from vqtok.audio.resampling import match_channels, resample
 
 soundfile = pytest.importorskip("soundfile")
 RATE = 16_000
@@ -103,7 +103,7 @@ def test_unverified_the_broken_one_is_named_when_it_is_reached(tmp_path):
     (tmp_path / "a.wav").write_bytes(b"")
     dataset = _load(tmp_path, verify=False)
     assert len(dataset) == 2 and dataset[1]["audio"].shape == (1, 400)
-    with pytest.raises(ValueError, match=r"cannot read the recording a.wav \(it is broken.*verify=True"):
+    with pytest.raises(ValueError, match=r"cannot read the recording a.wav \(it is no sound, is broken.*verify=True"):
         dataset[0]
 
 
@@ -254,5 +254,5 @@ def test_the_spoken_numbers_by_name():
 
 def test_one_file_alone(tmp_path):
     soundfile.write(tmp_path / "a.wav", _sound(2, channels=3), 22_050)
-    audio, rate = read_audio(tmp_path / "a.wav")
+    audio, rate = read_file(tmp_path / "a.wav")
     assert audio.shape == (3, 400) and rate == 22_050 and audio.flags.c_contiguous

@@ -105,9 +105,9 @@ def test_what_cannot_be_done_is_one_line(refuse, folders, tmp_path):
     VQTokenizer.from_pretrained(folders / "sound").encode(sound(400), sampling_rate=8000).save(tmp_path / "a.vq")
     VQTokenizer.from_pretrained(folders / "pictures").encode(picture(16, 16)).save(tmp_path / "p.vq")
     voice, new, sounds, pictures = tmp_path / "a.wav", tmp_path / "new.vq", folders / "sound", folders / "pictures"
-    assert "is no sound file" in refuse("encode", tmp_path / "a.png", new, "-t", sounds)
+    assert "is no sound" in refuse("encode", tmp_path / "a.png", new, "-t", sounds)
     assert "it is no picture" in refuse("encode", voice, new, "-t", pictures)
-    assert "broken.wav: it is no sound file, or is broken" in refuse(
+    assert "broken.wav is no sound, is broken, or of a format" in refuse(
         "encode", tmp_path / "broken.wav", new, "-t", sounds
     )
     assert "is a folder" in refuse("encode", tmp_path, new, "-t", sounds)

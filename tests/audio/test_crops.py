@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from vqtok.audio.crops import AudioCropDataset
+from vqtok.sources.dataset import skipped_summary
 
 
 def clips(*lengths, channels=1):
@@ -58,6 +59,14 @@ def test_gain_never_clips_and_leaves_silence():
     assert max(AudioCropDataset(loud, 50, gain_db=40)[d]["audio"].max() for d in range(50)) <= 1.0
     silent = [{"audio": np.zeros((1, 50), np.float32), "sampling_rate": 8000}]
     assert not AudioCropDataset(silent, 50)[0]["audio"].any()
+
+
+def test_what_was_left_out_of_the_clips_is_still_known():
+    class Clips(list):
+        skipped = [("a.wav", "it is broken")]
+
+    assert skipped_summary(AudioCropDataset(Clips(clips(9)), 3)) == "1 recording was skipped:\n  a.wav: it is broken"
+    assert skipped_summary(AudioCropDataset(clips(9), 3)) == ""
 
 
 @pytest.mark.parametrize(

@@ -137,10 +137,10 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     data = good.read_bytes()
     for name, content in {"header.wav": b"RIFF" + data[8:40], "empty.wav": b"", "text.wav": b"not sound" * 50}.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(ValueError, match=f"{name}.*(no sound file, or is broken|no sample)"):
+        with pytest.raises(ValueError, match=f"{name}.*(no sound, is broken|holds no sound)"):
             extractor.prepare(tmp_path / name)
     soundfile.write(tmp_path / "none.wav", noise(0), RATE)
-    with pytest.raises(ValueError, match="none.wav has no sample"):
+    with pytest.raises(ValueError, match="none.wav holds no sound"):
         extractor.prepare(tmp_path / "none.wav")
     flac = tmp_path / "cut.flac"
     soundfile.write(flac, noise(40_000), RATE)
@@ -153,7 +153,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
         extractor.prepare(tmp_path)
     with pytest.raises(ValueError, match="is an address, and nothing is downloaded"):
         extractor.prepare("https://example.org/a.wav")
-    with pytest.raises(ValueError, match="lasts 0 s, longer|lasts 2 s, longer than the limit of 1 s"):
+    with pytest.raises(ValueError, match="lasts 2.0 s, longer than max_seconds=1"):
         soundfile.write(tmp_path / "long.wav", noise(16_000), RATE)
         make(max_seconds=1).prepare(tmp_path / "long.wav")
     with pytest.raises(ValueError, match=r"good.wav says 8000 Hz, not 16000"):

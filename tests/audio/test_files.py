@@ -1,5 +1,7 @@
 """Sound files: written whole or not at all, read in parts, encoded and decoded at any length through the facade."""
 
+from io import BytesIO
+
 import numpy as np
 import pytest
 import soundfile
@@ -18,7 +20,9 @@ def test_what_is_written_is_read_again(tmp_path, suffix):
         write_file(path, array, 8000)
         back, rate = read_file(path)
         assert rate == 8000 and back.shape == np.atleast_2d(array).shape
-        assert np.abs(back - array).max() <= 0.51 / 32768 * 2
+        assert np.abs(back - array).max() <= 0.501 / 32768, "the nearest of 65,536 values"
+        write_file(path, back, 8000)
+        assert np.array_equal(read_file(path)[0], back), "and from then on the same"
     write_file(tmp_path / "loud.wav", 3 * np.ones(10, np.float32), 8000)
     assert read_file(tmp_path / "loud.wav")[0].max() == pytest.approx(1, abs=1e-4), "clipped, not wrapped around"
 
@@ -27,6 +31,29 @@ def test_unknown_formats_are_refused_and_nothing_is_written(tmp_path):
     with pytest.raises(ValueError, match=r"a.xyz has no suffix of a sound format .*a.wav"):
         write_file(tmp_path / "a.xyz", sound(10), 8000)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_is_neither_written_nor_read(tmp_path, value):
+    array = sound(50)
+    array[7] = value
+    with pytest.raises(ValueError, match="NaN or infinite samples cannot be played or written"):
+        write_file(tmp_path / "a.wav", array, 8000)
+    assert not list(tmp_path.iterdir())
+    soundfile.write(tmp_path / "b.wav", array, 8000, subtype="FLOAT")
+    with pytest.raises(ValueError, match="it has NaN or infinite samples"):
+        read_file(tmp_path / "b.wav")
+
+
+def test_bytes_are_a_file_and_samples_without_a_header_are_none(tmp_path):
+    write_file(tmp_path / "a.flac", sound(300), 8000)
+    data = (tmp_path / "a.flac").read_bytes()
+    assert np.array_equal(read_file(BytesIO(data))[0], read_file(tmp_path / "a.flac")[0])
+    (tmp_path / "a.raw").write_bytes(bytes(100))
+    with pytest.raises(ValueError, match=r"^the file b is no sound, is broken"):
+        read_file(tmp_path / "a.raw", "the file b")
+    with pytest.raises(ValueError, match="it lasts 0.0 s, longer than max_seconds=0.03: cut it"):
+        read_file(BytesIO(data), max_seconds=0.03)
 
 
 @pytest.mark.parametrize("rate", [8000, 16_000, 11_025, 44_100, 6000])

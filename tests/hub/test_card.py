@@ -47,6 +47,35 @@ def test_a_tokenizers_card():
     assert "learning_rate" not in card  # nothing to say
 
 
+def test_a_card_of_a_tokenizer_of_sound():
+    layout = {"levels": [{"stride": 320, "num_codebooks": 2, "codebook_size": 1024}]}
+    metrics = {
+        "pesq_wb": None, "not_measured": {"pesq_wb": "pesq is not installed"}, "stoi": 0.9125, "failures": {"stoi": {"short": 2}},
+        "si_sdr_db": None, "si_sdr_perfect": 0, "mel_distance": 0.75, "kbps": {"nominal": 1.0, "payload": 1.1, "file": 1.2},
+        "usage": [[1.0, 0.5]], "perplexity": [[100.0, 50.0]], "protocol": "vqtok-audio-eval v1", "date": "2026-01-02T03:04:05",
+        "machine": {"cores": 2}, "data": {"num_recordings": 64, "seconds": 128.4},
+        "tokenizer": {"parameters": 123456, "fingerprint": "f" * 64, "sampling_rate": 16_000, "nominal_kbps": 0.5, "layout": layout},
+    }  # fmt: skip
+    card = tokenizer_card("me/voice", metrics, TRAINING, "audio")
+    fields = header(card)
+    assert fields["pipeline_tag"] == "feature-extraction" and "audio-tokenization" in fields["tags"]
+    (result,) = fields["model-index"][0]["results"]
+    figures = [(each["type"], each["value"], each["args"]["num_samples"]) for each in result["metrics"]]
+    assert figures == [("stoi", 0.9125, 64), ("mel_distance", 0.75, 64)]
+    for words in (
+        "0.5 kbps at 16,000 Hz. 123,456 parameters",
+        "STOI 0.912 (2 recordings left out), mel distance 0.750 at 1 kbps on 64 held-out recordings of 128 s",
+        "PESQ-WB was not measured: pesq is not installed.",
+        "| level | stride | codebooks | codes | usage | perplexity |",
+        "| 0 | 320 | 2 | 1024 | 75.0% | 75.0 |",
+        '<audio controls src="samples/reconstructions.wav"></audio>',
+        'tok.encode(["voice.wav"])',
+    ):
+        assert words in card, words
+    assert "PSNR" not in card and "SI-SDR" not in card and "None" not in card
+    assert "SI-SDR perfect" in tokenizer_card("me/voice", {**metrics, "si_sdr_perfect": 64}, TRAINING, "audio")
+
+
 def test_a_pipelines_card():
     metrics = {
         "nats_per_code": [1.5, 2.25],

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
+from .files import RECORDINGS
+
 
 class AudioCropDataset(Dataset[dict[str, Any]]):
     """Random crops of one length: item `draw` depends on (seed, draw) alone.
@@ -22,7 +24,7 @@ class AudioCropDataset(Dataset[dict[str, Any]]):
         gain_db: loudness changes by up to that many decibels either way, but never into clipping.
         cache_bytes: clips are kept in memory until this many bytes are full; each worker has its own.
 
-    Items: `{"audio": float32 (C, num_samples), "sampling_rate": int}`.
+    Items: `{"audio": float32 (C, num_samples), "sampling_rate": int}`. `skipped` is that of the clips.
 
     Raises:
         ValueError: there are no clips, or a number is out of range.
@@ -34,6 +36,7 @@ class AudioCropDataset(Dataset[dict[str, Any]]):
         (1, 80)
     """
 
+    medium = RECORDINGS
     takes_draws = True  # `vqtok.training.step_loader` then passes draws instead of clip numbers
 
     def __init__(
@@ -46,6 +49,7 @@ class AudioCropDataset(Dataset[dict[str, Any]]):
                 f"crops need num_samples >= 1, seed >= 0 and gain_db from 0 to 60, got {num_samples}, {seed} and {gain_db}"
             )
         self.clips, self.num_samples, self.seed, self.gain_db = clips, num_samples, seed, gain_db
+        self.skipped: list[tuple[str, str]] = getattr(clips, "skipped", [])
         self._free, self._kept = cache_bytes, {}
 
     def __len__(self) -> int:

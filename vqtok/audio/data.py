@@ -4,15 +4,20 @@
 `"label": int`.
 """
 
+import math
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vqtok.sources.dataset import MediaDataset, open_source, refuse_options, skipped_summary
 
+from .files import RECORDINGS, load_soundfile, open_file, read_samples
 from .phrases import SpokenNumbers
-from .reading import RECORDINGS, WrongRateError, read_audio, soundfile
+from .resampling import match_channels
+from .resampling import resample as change_rate
 from .words import SAMPLING_RATE
 
 __all__ = ["AudioDataset", "SpokenNumbers", "load_audio", "skipped_summary"]
@@ -78,7 +83,7 @@ def load_audio(
         raise ValueError(f"num_channels is {num_channels}: use 1 or 2")
     if sampling_rate < 1:
         raise ValueError(f"the sampling rate is {sampling_rate} Hz: use at least 1")
-    soundfile()  # say now, not in a worker, that it is missing
+    load_soundfile()  # say now, not in a worker, that it is missing
     options = {
         "caption_column": caption_column,
         "label_column": label_column,
@@ -97,10 +102,18 @@ def load_audio(
         number = 10_000 if num_samples is None else num_samples
         return SpokenNumbers(split, number, seed, sampling_rate, num_channels)
     dataset = AudioDataset(
-        open_source(RECORDINGS, source, split, options), sampling_rate, num_channels, resample, max_seconds
+        open_source(RECORDINGS, source, split, options),
+        sampling_rate,
+        num_channels,
+        resample,
+        math.inf if max_seconds is None else max_seconds,
     )
     dataset.keep(num_samples, verify)
     return dataset
+
+
+class WrongRateError(ValueError):
+    """A recording has another sampling rate, and nobody asked to resample."""
 
 
 class AudioDataset(MediaDataset):
@@ -112,22 +125,21 @@ class AudioDataset(MediaDataset):
 
     medium = RECORDINGS
 
-    def __init__(
-        self, source: Any, sampling_rate: int, num_channels: int, resample: bool, max_seconds: float | None
-    ) -> None:
+    def __init__(self, source: Any, sampling_rate: int, num_channels: int, resample: bool, max_seconds: float) -> None:
         super().__init__(source)
         self.sampling_rate, self.num_channels = sampling_rate, num_channels
         self._resample, self._max_seconds = resample, max_seconds
 
     def _read(self, source: Path | str | BytesIO) -> dict[str, Any]:
-        audio, rate = read_audio(
-            source,
-            self.sampling_rate,
-            self.num_channels,
-            resample=self._resample,
-            max_seconds=self._max_seconds,
-        )
-        return {"audio": audio, "sampling_rate": rate}
+        with open_file(source, max_seconds=self._max_seconds) as file:
+            rate = file.samplerate
+            if rate != self.sampling_rate and not self._resample:
+                raise WrongRateError(
+                    f"it is sampled at {rate} Hz, not {self.sampling_rate}: set resample=True, or convert it"
+                )
+            audio = match_channels(read_samples(file, 0, file.frames), self.num_channels)
+        audio = np.ascontiguousarray(change_rate(audio, rate, self.sampling_rate))
+        return {"audio": audio, "sampling_rate": self.sampling_rate}
 
     def _complaint(self, position: int) -> str | None:
         try:

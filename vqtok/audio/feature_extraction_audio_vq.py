@@ -163,10 +163,11 @@ class AudioVQFeatureExtractor(FeatureExtractionMixin):
     def _read(self, audio: Any, rate: int | None) -> tuple[Tensor, int, str]:
         """Float32 `(channels, samples)`, its rate, and how to call it."""
         if isinstance(audio, (str, os.PathLike)):
-            sound, own = read_file(audio, self.max_seconds)
+            what = f"the file {audio}"
+            sound, own = read_file(audio, what, self.max_seconds)
             if rate is not None and rate != own:
                 raise ValueError(f"the file {audio} says {own} Hz, not {rate}: leave sampling_rate out")
-            return torch.from_numpy(sound), own, f"the file {audio}"
+            return torch.from_numpy(sound), own, what
         if isinstance(audio, Mapping):
             array = audio.get("audio", audio.get("array"))
             own = audio.get("sampling_rate", rate)

@@ -1,63 +1,113 @@
-"""Sound files, read and written with soundfile."""
+"""Sound files, read and written with soundfile: any rate and depth that libsndfile reads, checked before it is used."""
+
+from __future__ import annotations
 
 import math
 import os
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vqtok.files import write_with
+from vqtok.sources.medium import Medium
 
-# What can be written, and how: floats as they are would be read as noise by half of the players.
-FORMATS = {".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG"}
+RECORDINGS = Medium(
+    "recording",
+    "recordings",
+    frozenset((".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".w64", ".caf", ".rf64")),
+    ".wav, .flac or .ogg",
+    "Audio",
+    "audio_column",
+    "spoken-numbers",
+)
+FORMATS = {".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG"}  # what can be written
 
 
-def read_file(path: str | os.PathLike, max_seconds: float = math.inf) -> tuple[np.ndarray, int]:
-    """The samples of a sound file as float32 `(channels, samples)`, and its rate.
+def open_file(source: str | os.PathLike | BytesIO, what: str = "it", max_seconds: float = math.inf) -> Any:
+    """The open `soundfile.SoundFile` of a file, whose header has been read.
+
+    Args:
+        source: a file, or its bytes.
+        what: how to call it in errors.
+        max_seconds: longer sound is refused.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no sound, broken, truncated, empty, or longer than `max_seconds`; the file is named.
+        ValueError: it is no sound, broken, of an unknown format, empty, or longer than `max_seconds`.
         ImportError: soundfile is not installed.
     """
-    with open_file(path) as file:
-        if file.frames > max_seconds * file.samplerate:
-            raise ValueError(
-                f"{path} lasts {file.frames / file.samplerate:.0f} s, longer than the limit of {max_seconds:.0f} s: cut it, or "
-                "raise max_seconds of the processor"
-            )
-        wanted = file.frames
-        try:
-            sound = file.read(dtype="float32", always_2d=True)
-        except Exception as error:  # soundfile's own errors are RuntimeErrors
-            raise ValueError(f"cannot read the sound of {path}: {error}") from error
-        if len(sound) < wanted:
-            raise ValueError(f"{path} is truncated: {len(sound)} of {wanted} samples are there; get a complete copy")
-        if not len(sound):
-            raise ValueError(f"{path} has no sample")
-        return np.ascontiguousarray(sound.T), file.samplerate
+    library = load_soundfile()
+    if isinstance(source, str) and source.startswith(("http://", "https://")):
+        raise ValueError(f"{source} is an address, and nothing is downloaded here: download it and give its path")
+    if not isinstance(source, BytesIO):
+        source = Path(source).expanduser()
+        if not source.exists():
+            raise FileNotFoundError(f"there is no file {source}: check the path")
+        if source.is_dir():
+            raise ValueError(f"{source} is a folder: name a sound file in it")
+    try:
+        file = library.SoundFile(source)
+    except (RuntimeError, TypeError) as error:  # TypeError: by the suffix, such as .raw, samples without a header
+        raise ValueError(
+            f"{what} is no sound, is broken, or of a format that libsndfile does not read "
+            f"({getattr(error, 'error_string', error)})"
+        ) from error
+    complaint = None
+    if file.frames < 1:
+        complaint = f"{what} holds no sound"
+    elif file.frames > max_seconds * file.samplerate:
+        complaint = (
+            f"{what} lasts {file.frames / file.samplerate:.1f} s, longer than max_seconds={max_seconds:g}: cut it"
+        )
+    if complaint is not None:
+        file.close()
+        raise ValueError(complaint)
+    return file
 
 
-def open_file(path: str | os.PathLike) -> Any:
-    """The open `soundfile.SoundFile` of a path.
+def read_samples(file: Any, start: int, stop: int, what: str = "it") -> np.ndarray:
+    """Float32 `(channels, stop - start)` of an open file, full scale at 1.
+
+    Args:
+        file: of `open_file`.
+        start, stop: within `file.frames`.
+        what: how to call it in errors.
+
+    A WAV file that ends before its header says is as long as what is there, as libsndfile sees it.
 
     Raises:
-        FileNotFoundError, ValueError, ImportError: see `read_file`.
+        ValueError: it is broken or truncated, or has NaN or infinite samples.
     """
-    library = load_soundfile()
-    if isinstance(path, str) and path.startswith(("http://", "https://")):
-        raise ValueError(f"{path} is an address, and nothing is downloaded here: download it and give its path")
-    path = Path(path).expanduser()
-    if not path.exists():
-        raise FileNotFoundError(f"there is no file {path}: check the path")
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder: name a sound file in it")
     try:
-        return library.SoundFile(path)
-    except Exception as error:
-        reason = str(getattr(error, "error_string", "")) or str(error)
-        raise ValueError(f"cannot read {path}: it is no sound file, or is broken ({reason})") from error
+        if file.tell() != start:
+            file.seek(start)
+        sound = file.read(stop - start, dtype="float32", always_2d=True)
+    except RuntimeError as error:  # what soundfile's own errors are
+        raise ValueError(f"{what} is broken, its sound cannot be read ({error}): get a complete copy") from error
+    if len(sound) < stop - start:
+        raise ValueError(
+            f"{what} is truncated: {start + len(sound)} of {file.frames} samples can be read; get a complete copy"
+        )
+    if not np.isfinite(sound).all():
+        raise ValueError(f"{what} has NaN or infinite samples: write it again")
+    return np.ascontiguousarray(sound.T)
+
+
+def read_file(
+    source: str | os.PathLike | BytesIO, what: str = "it", max_seconds: float = math.inf
+) -> tuple[np.ndarray, int]:
+    """The samples of a whole file as float32 `(channels, samples)`, full scale at 1, and its rate in Hz.
+
+    Args:
+        source, what, max_seconds: see `open_file`.
+
+    Raises:
+        FileNotFoundError, ValueError, ImportError: see `open_file` and `read_samples`.
+    """
+    with open_file(source, what, max_seconds) as file:
+        return read_samples(file, 0, file.frames, what), file.samplerate
 
 
 def file_format(path: str | os.PathLike) -> str:
@@ -75,16 +125,34 @@ def file_format(path: str | os.PathLike) -> str:
 
 
 def write_file(path: str | os.PathLike, sound: np.ndarray, sampling_rate: int) -> None:
-    """Write sound `(samples,)` or `(channels, samples)`, whole or not at all; 16 bits, what is beyond [-1, 1] clipped.
+    """Write sound `(samples,)` or `(channels, samples)`, whole or not at all, as `pcm` makes it.
 
     Raises:
-        ValueError: the suffix says no format that can be written.
+        ValueError: the suffix says no format that can be written, or samples are NaN or infinite.
         OSError: the disk is full, say.
         ImportError: soundfile is not installed.
     """
     name, library = file_format(path), load_soundfile()
-    samples = np.clip(np.atleast_2d(sound).T, -1.0, 1.0)
-    write_with(path, lambda temporary: library.write(temporary, samples, sampling_rate, format=name))
+    write_with(path, lambda temporary: library.write(temporary, pcm(sound), sampling_rate, format=name))
+
+
+def pcm(sound: np.ndarray) -> np.ndarray:
+    """Sound `(samples,)` or `(channels, samples)` as 16 bits, int16 `(samples, channels)`; what is beyond full scale is clipped.
+
+    Rounded here: libsndfile would cut towards zero, and what was read from 16 bits should be written as it was. Floats as they
+    are would be read as noise by half of the players.
+
+    Raises:
+        ValueError: samples are NaN or infinite.
+
+    Example:
+        >>> pcm(np.array([0.5, -1.0, 3.0])).T
+        array([[ 16384, -32768,  32767]], dtype=int16)
+    """
+    samples = np.atleast_2d(np.asarray(sound, dtype=np.float32)).T
+    if not np.isfinite(samples).all():
+        raise ValueError("a sound with NaN or infinite samples cannot be played or written: look at what made it")
+    return np.clip(np.round(samples * 32768), -32768, 32767).astype(np.int16)
 
 
 def load_soundfile() -> Any:
@@ -96,5 +164,7 @@ def load_soundfile() -> Any:
     try:
         import soundfile
     except ImportError as error:
-        raise ImportError("reading and writing sound needs soundfile: pip install vqtok[audio]") from error
+        raise ImportError(
+            "audio is read and written with soundfile: install it with pip install 'vqtok[audio]'"
+        ) from error
     return soundfile

@@ -14,7 +14,7 @@ from vqtok.files import write_with
 
 from .chunks import decode_chunks, encode_chunks
 from .feature_extraction_audio_vq import AudioVQFeatureExtractor
-from .files import file_format, load_soundfile, open_file
+from .files import file_format, load_soundfile, open_file, pcm, read_samples
 from .modeling_audio_vq import AudioVQModel
 
 # How far resampling looks to either side: its 64 zeros at 0.95 of the lower rate (`vqtok.audio.resampling`), in its periods.
@@ -32,14 +32,13 @@ class SoundFileReader:
         num_samples: of the whole, at the extractor's rate.
 
     Raises:
-        FileNotFoundError, ValueError, ImportError: see `vqtok.audio.files.open_file`; a rate that may not be converted.
+        FileNotFoundError, ValueError, ImportError: see `vqtok.audio.files.open_file`, `read_samples`; a rate that may not be converted.
     """
 
     def __init__(self, path: str | os.PathLike, extractor: AudioVQFeatureExtractor):
-        self.path, self.extractor = path, extractor
-        self.file = open_file(path)
-        if not self.file.frames:
-            raise ValueError(f"{path} has no sample")
+        self.extractor = extractor
+        self.what = f"the file {path}"
+        self.file = open_file(path, self.what)
         common = math.gcd(self.file.samplerate, extractor.sampling_rate)
         self.up, self.down = extractor.sampling_rate // common, self.file.samplerate // common
         self.num_samples = math.ceil(self.file.frames * self.up / self.down)
@@ -52,31 +51,21 @@ class SoundFileReader:
 
     def read(self, start: int, end: int) -> Tensor:
         """Samples `start` to `end`, float32 `(1, C, end - start)`; silence beyond the end of the file."""
-        what = f"the file {self.path}"
         stop = min(end, self.num_samples)
         if self.up == self.down:
-            sound = self.extractor.convert(self._raw(start, stop), self.file.samplerate, what)
+            sound = self.extractor.convert(self._raw(start, stop), self.file.samplerate, self.what)
         else:
             # In whole periods of both rates, so that the filter meets each sample in the phase it has in the whole file.
             around = math.ceil(_SINC_PERIODS / min(self.up, self.down)) + 1
             first = max(0, start // self.up - around)
             last = -(-stop // self.up) + around
             raw = self._raw(first * self.down, min(last * self.down, self.file.frames))
-            sound = self.extractor.convert(raw, self.file.samplerate, what)
+            sound = self.extractor.convert(raw, self.file.samplerate, self.what)
             sound = sound[:, start - first * self.up : stop - first * self.up]
         return torch.nn.functional.pad(sound, (0, end - start - sound.shape[1]))[None]
 
     def _raw(self, start: int, end: int) -> Tensor:
-        try:
-            self.file.seek(start)
-            sound = self.file.read(end - start, dtype="float32", always_2d=True)
-        except Exception as error:  # soundfile's own errors are RuntimeErrors
-            raise ValueError(f"cannot read the sound of {self.path}: {error}") from error
-        if len(sound) < end - start:
-            raise ValueError(
-                f"{self.path} is truncated: {start + len(sound)} of {self.file.frames} samples are there; get a complete copy"
-            )
-        return torch.from_numpy(sound.T.copy())
+        return torch.from_numpy(read_samples(self.file, start, end, self.what))
 
 
 @torch.no_grad()
@@ -121,8 +110,8 @@ def decode_to_file(model: AudioVQModel, codes: Codes, path: str | os.PathLike) -
         left = size
         with library.SoundFile(temporary, "w", config.sampling_rate, config.num_channels, format=name) as file:
             for sound in decode_chunks(model, codes.levels):
-                part = sound[0, :, :left].clamp(-1, 1).float().cpu()
-                file.write(part.numpy().T)
+                part = sound[0, :, :left].float().cpu()
+                file.write(pcm(part.numpy()))
                 left -= part.shape[1]
 
     write_with(path, write)

@@ -18,8 +18,8 @@ from torch.utils.data import Dataset
 
 from vqtok.sources.hashing import hash64, mix
 
-from .reading import RECORDINGS, match_channels
-from .resampling import resample
+from .files import RECORDINGS
+from .resampling import match_channels, resample
 from .words import SAMPLING_RATE, Recording, recordings, recordings_of
 
 MAX_WORDS, MAX_SECONDS = 5, 4.0

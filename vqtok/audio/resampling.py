@@ -1,4 +1,4 @@
-"""From one sampling rate to another, in one place."""
+"""From one sampling rate and number of channels to another, in one place."""
 
 import numpy as np
 import torch
@@ -20,3 +20,22 @@ def resample(audio: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
 
     sound = windowed_sinc(torch.from_numpy(audio), from_rate, to_rate, lowpass_filter_width=64, rolloff=0.95)
     return sound.numpy()
+
+
+def match_channels(audio: np.ndarray, num_channels: int) -> np.ndarray:
+    """Return audio with the channels asked for: two become one as their mean, one becomes two as itself twice.
+
+    Args:
+        audio: (channels, samples).
+        num_channels: 1, 2, or what the audio has.
+
+    Raises:
+        ValueError: for any other change.
+    """
+    if len(audio) == num_channels:
+        return audio
+    if (len(audio), num_channels) == (2, 1):
+        return audio.mean(axis=0, keepdims=True)
+    if (len(audio), num_channels) == (1, 2):
+        return np.repeat(audio, 2, axis=0)
+    raise ValueError(f"it has {len(audio)} channels, not {num_channels}: mix it down to 1 or 2")

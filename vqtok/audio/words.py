@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .reading import soundfile
+from .files import open_file
 
 SAMPLING_RATE = 16_000
 FOLDER = Path(__file__).parent / "spoken_numbers"
@@ -50,10 +50,10 @@ def recordings() -> tuple[Recording, ...]:
         >>> len(recordings()), recordings()[0].word, len(recordings()[0].samples)
         (138, 'zero', 13996)
     """
-    library = soundfile()
     with (FOLDER / "words.csv").open(encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))
-    everything, _ = library.read(FOLDER / "words.flac", dtype="int16")
+    with open_file(FOLDER / "words.flac") as file:
+        everything = file.read(dtype="int16")
     everything.setflags(write=False)
     found, place = [], 0
     for row in rows:

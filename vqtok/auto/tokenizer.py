@@ -210,6 +210,8 @@ class VQTokenizer:
 
     def card_facts(self) -> dict[str, Any]:
         """What `vqtok.hub.card.render` wants to know of it."""
+        rate = getattr(self.processor, "sampling_rate", None)
+        own = {} if rate is None else {"sampling_rate": rate, "kbps": bits_per_unit(self.layout) * rate / 1000}
         return {
             "kind": "tokenizer",
             "modality": self._room.modality,
@@ -217,6 +219,7 @@ class VQTokenizer:
             "levels": self.layout.to_dict()["levels"],
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "fingerprint": self.fingerprint,
+            **own,
         }
 
     # -- media to codes and back

@@ -8,7 +8,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ import torch
 from tqdm.auto import tqdm
 
 from vqtok import __version__
-from vqtok.auto import VQTokenizer
+from vqtok.auto import VQTokenizer, bits_per_unit
 from vqtok.codes import Codes
 from vqtok.container import unframe
 from vqtok.quantizers import code_counts, entropy_bits, perplexity, usage
@@ -25,6 +27,8 @@ from vqtok.quantizers import code_counts, entropy_bits, perplexity, usage
 from .audio_protocols import DESCRIPTION, PROTOCOL, MeasureError, mel_distance, pesq_wb, si_sdr, stoi
 from .report import machine
 
+# The measures of speech, and the optional package that each needs.
+_SPEECH = {"pesq_wb": "pesq", "stoi": "pystoi"}
 _CHUNK_RECORDINGS, _CHUNK_SECONDS = 16, 60.0  # in memory together, at most
 
 # Rows for orientation, and the words that must stand beside them.
@@ -38,11 +42,6 @@ PUBLISHED = (
     {"name": "DAC 16 kHz", "kbps": 6.0, "pesq_wb": 4.01, "stoi": 0.95},
     {"name": "DAC 16 kHz", "kbps": 1.0, "pesq_wb": 1.13, "stoi": 0.73},
 )
-
-
-def takes_audio(tokenizer: Any) -> bool:
-    """Whether a tokenizer is one of audio: its processor has a sampling rate."""
-    return getattr(tokenizer.processor, "sampling_rate", None) is not None
 
 
 def evaluate(
@@ -60,11 +59,13 @@ def evaluate(
         recordings: what `load_audio` gives at the rate of the tokenizer. Read once, a minute at a time.
         batch_size: see `VQTokenizer.encode`.
         name: what to call the tokenizer in tables; None takes the folder it came from.
-        speech: measure PESQ and STOI too, which say nothing about music.
+        speech: measure PESQ and STOI too, which say nothing about music and take most of the time. One whose package is not
+            installed is left out, and `not_measured` says so.
 
     Returns:
         A dict that JSON can hold, among others:
         `pesq_wb`, `stoi`, `si_sdr_db`, `mel_distance`: means over the recordings where they are defined, None without any;
+        `not_measured`: per measure that was left out, why;
         `failures`: per measure the reasons and how often each;
         `kbps`: `nominal`, `payload` and `file`, the bytes that are written;
         `usage`, `perplexity`, `entropy_bits`: per level a list with one number per codebook, over the whole set;
@@ -72,7 +73,6 @@ def evaluate(
 
     Raises:
         ValueError: there are no recordings, one has another rate, or comes back with another length.
-        ImportError: if pesq or pystoi is missing; without them, speech=False.
     """
     tally = _Tally(tokenizer, speech)
     for chunk in _chunks(recordings, tokenizer.processor.sampling_rate):
@@ -84,17 +84,20 @@ def evaluate(
     if not tally.num_recordings:
         raise ValueError("there are no recordings to evaluate on: give at least one")
     model = tokenizer.model
-    packages = ("torch", "torchaudio", "torchmetrics", "transformers", *(("pesq", "pystoi") if speech else ()))
+    packages = ["torch", "torchaudio", "torchmetrics", "transformers"]
+    packages += [package for key, package in _SPEECH.items() if key in tally.measures]
     return {
         "name": name or Path(model.config.name_or_path).name or type(model).__name__,
         "protocol": PROTOCOL,
         **tally.results(),
+        "not_measured": tally.not_measured,
         "tokenizer": {
             "class": type(model).__name__,
             "fingerprint": tokenizer.fingerprint,
             "layout": tokenizer.layout.to_dict(),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "sampling_rate": tally.rate,
+            "nominal_kbps": bits_per_unit(tokenizer.layout) * tally.rate / 1000,
         },
         "data": {**tally.data(), "num_skipped": len(getattr(recordings, "skipped", ()))},
         "machine": machine(next(model.parameters(), torch.empty(0)).device),
@@ -131,7 +134,9 @@ def to_markdown(results: Sequence[Mapping[str, Any]]) -> str:
                 f"{result['tokenizer']['parameters'] / 1e6:.2f}",
             ]
         )
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    missing = {key: why for result in results for key, why in result["not_measured"].items()}
+    return "\n\n".join([table, *(f"{key} was not measured: {why}." for key, why in missing.items())])
 
 
 def _with_failures(result: Mapping[str, Any], key: str, digits: int) -> str:
@@ -149,11 +154,14 @@ class _Tally:
         self.counts = [torch.zeros(level.num_codebooks, level.codebook_size, dtype=torch.int64) for level in levels]
         self.measures: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
             "si_sdr_db": si_sdr,
-            "mel_distance": lambda one, other: mel_distance(one, other, self.rate),
+            "mel_distance": partial(mel_distance, sampling_rate=self.rate),
         }
-        if speech:
-            self.measures["pesq_wb"] = lambda one, other: pesq_wb(one, other, self.rate)
-            self.measures["stoi"] = lambda one, other: stoi(one, other, self.rate)
+        self.not_measured: dict[str, str] = {}
+        for (key, package), measure in zip(_SPEECH.items(), (pesq_wb, stoi), strict=True) if speech else ():
+            if find_spec(package) is None:
+                self.not_measured[key] = f"{package} is not installed (pip install 'vqtok[speech]')"
+            else:
+                self.measures[key] = partial(measure, sampling_rate=self.rate)
         self.values: dict[str, list[float]] = {key: [] for key in self.measures}
         self.failures: dict[str, Counter[str]] = {key: Counter() for key in self.measures}
         self.num_recordings = self.num_samples = 0
@@ -198,7 +206,7 @@ class _Tally:
         finite = {key: [value for value in values if math.isfinite(value)] for key, values in self.values.items()}
         means = {key: float(np.mean(values)) if values else None for key, values in finite.items()}
         return {
-            **dict.fromkeys(("pesq_wb", "stoi")),
+            **dict.fromkeys(_SPEECH),
             **means,
             "si_sdr_perfect": sum(math.isinf(value) for value in self.values["si_sdr_db"]),
             "failures": {key: dict(reasons) for key, reasons in self.failures.items() if reasons},

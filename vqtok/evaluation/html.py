@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vqtok.audio.reading import soundfile
+from vqtok.audio.files import load_soundfile, pcm
 
 _STYLE = """
 :root { color-scheme: light dark; }
@@ -105,14 +105,9 @@ def _image(picture: Image.Image, alt: str, width: int | None = None) -> str:
 
 def _audio(sound: np.ndarray, sampling_rate: int) -> str:
     """A player of 16-bit FLAC, which all browsers play, at half the size of WAV. What is beyond full scale is clipped."""
-    samples = np.atleast_2d(np.asarray(sound, dtype=np.float32)).T
-    if not samples.size or not np.isfinite(samples).all():
-        raise ValueError(
-            "a sound that is empty, or has NaN or infinite samples, cannot be played: look at what made it"
-        )
+    if not np.size(sound):
+        raise ValueError("a sound that is empty cannot be played: look at what made it")
     buffer = io.BytesIO()
-    # Rounded here: libsndfile would cut towards zero, and what was read from 16 bits should be written as it was.
-    whole = np.clip(np.round(samples * 32768), -32768, 32767).astype(np.int16)
-    soundfile().write(buffer, whole, sampling_rate, format="FLAC", subtype="PCM_16")
+    load_soundfile().write(buffer, pcm(sound), sampling_rate, format="FLAC", subtype="PCM_16")
     data = base64.b64encode(buffer.getvalue()).decode()
     return f'<audio controls preload="none" src="data:audio/flac;base64,{data}"></audio>'

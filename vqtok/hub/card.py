@@ -27,9 +27,26 @@ _TASKS = {
     ("audio", "features"): "text-to-audio",
 }
 _MEDIA = {"image": ("pictures", "images", "cat.png"), "audio": ("sounds", "sounds", "voice.wav")}
-_METRICS = {"psnr_db": ("psnr", "PSNR (dB)"), "ssim": ("ssim", "SSIM")}
+_METRICS = {
+    "psnr_db": ("psnr", "PSNR (dB)"),
+    "ssim": ("ssim", "SSIM"),
+    "pesq_wb": ("pesq", "PESQ-WB"),
+    "stoi": ("stoi", "STOI"),
+    "si_sdr_db": ("si-sdr", "SI-SDR (dB)"),
+    "mel_distance": ("mel_distance", "mel distance"),
+}
 _ARGUMENTS = (
-    *("config", "dataset", "num_samples", "image_size", "max_steps", "batch_size", "learning_rate", "mixed_precision"),
+    *(
+        "config",
+        "dataset",
+        "num_samples",
+        "image_size",
+        "seconds",
+        "max_steps",
+        "batch_size",
+        "learning_rate",
+        "mixed_precision",
+    ),
     "seed",
 )
 
@@ -46,7 +63,7 @@ def render(
     Args:
         name: of the repository or folder, as `from_pretrained` takes it.
         facts: `kind` ("tokenizer", "pipeline" or "model"), `modality`; and where known `condition`, `class`, `parameters`,
-            `levels`, `bits`, `unit`, `fingerprint`, `prompt`, `base_model` (`{"repo", "revision"}`), `datasets`, `license`.
+            `levels`, `sampling_rate` (Hz), `kbps`, `fingerprint`, `prompt`, `base_model` (`{"repo", "revision"}`), `datasets`, `license`.
         metrics: the folder's `metrics.json`. What it does not hold is left out, never guessed.
         training: the folder's `training.json`.
         samples: pictures and sounds of the repository to show.
@@ -74,14 +91,17 @@ def tokenizer_card(name: str, metrics: Mapping[str, Any], training: Mapping[str,
 
     Args:
         name: of the folder or repository.
-        metrics: what `vqtok.evaluation.evaluate` returned (the folder's `metrics.json`).
+        metrics: what `evaluate` of `vqtok.evaluation.report` or `audio_report` returned (the folder's `metrics.json`).
         training: the folder's `training.json`.
         modality: of the media.
     """
     own = metrics["tokenizer"]
     facts = {"kind": "tokenizer", "modality": modality, "levels": own["layout"]["levels"]}
-    facts |= {key: own[key] for key in ("class", "parameters", "fingerprint") if key in own}
-    return render(name, facts, metrics, training, ["samples/reconstructions.png"])
+    facts |= {key: own[key] for key in ("class", "parameters", "fingerprint", "sampling_rate") if key in own}
+    if "nominal_kbps" in own:
+        facts["kbps"] = own["nominal_kbps"]
+    suffix = ".wav" if modality == "audio" else ".png"
+    return render(name, facts, metrics, training, [f"samples/reconstructions{suffix}"])
 
 
 def pipeline_card(
@@ -134,7 +154,7 @@ def _results(
     """The figures for the header. Each says under which protocol it was measured, on how many samples."""
     judged = metrics.get("judged") or {}
     data = metrics.get("data", {})
-    number = data.get("num_images", metrics.get("held_out_samples"))
+    number = data.get("num_images", data.get("num_recordings", metrics.get("held_out_samples")))
     protocol = metrics.get("protocol", "held-out codes of the tokenizer" if "nats_per_code" in metrics else None)
     found = [(kind, label, metrics.get(key)) for key, (kind, label) in _METRICS.items()]
     found += [
@@ -164,7 +184,8 @@ def _about(facts: Mapping[str, Any]) -> str:
     media = _MEDIA.get(facts["modality"], (f"{facts['modality']}s",))[0]
     size = f" {facts['parameters']:,} parameters." if facts.get("parameters") else ""
     if facts["kind"] == "tokenizer":
-        return f"A VQ tokenizer of {media}: they become short grids of integers, and these {media} again.{size}"
+        rate = f" {facts['kbps']:.4g} kbps at {facts['sampling_rate']:,} Hz." if facts.get("kbps") else ""
+        return f"A VQ tokenizer of {media}: they become short grids of integers, and these {media} again.{rate}{size}"
     if facts["kind"] == "model":
         return f"The weights of a {facts.get('class', 'model')} of vqtok.{size}"
     whose = "a VQ tokenizer"
@@ -222,6 +243,16 @@ def _measured(metrics: Mapping[str, Any]) -> list[str]:
             f"(protocol {metrics['protocol']}, {metrics['date'][:10]}, {_machine(metrics['machine'])}).",
             "",
         ]
+    if "mel_distance" in metrics and "data" in metrics:
+        found = [_sound_figure(metrics, key) for key in ("pesq_wb", "stoi", "si_sdr_db", "mel_distance")]
+        lines += [
+            f"{', '.join(filter(None, found))} at {metrics['kbps']['nominal']:.4g} kbps on {metrics['data']['num_recordings']} "
+            f"held-out recordings of {metrics['data']['seconds']:.0f} s "
+            f"(protocol {metrics['protocol']}, {metrics['date'][:10]}, {_machine(metrics['machine'])}).",
+            "",
+        ]
+        for key, why in metrics.get("not_measured", {}).items():
+            lines += [f"{_METRICS[key][1]} was not measured: {why}.", ""]
     for unit in (unit for unit in ("pixel", "second") if f"prior_bits_per_{unit}" in metrics):
         rows = [
             [i, f"{nats:.3f}", f"{limit:.3f}"]
@@ -252,12 +283,26 @@ def _codes(facts: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:
             level["stride"],
             *([level["num_codebooks"]] if residual else []),
             level["codebook_size"],
-            *(forms[key].format(values[i]) for key, values in health.items()),
+            *(forms[key].format(_mean(values[i])) for key, values in health.items()),
         ]
         for i, level in enumerate(levels)
     ]
     header = ["level", "stride", *(["codebooks"] if residual else []), "codes", *(_label(key) for key in health)]
     return ["## Codes", "", _table(header, rows), ""]
+
+
+def _sound_figure(metrics: Mapping[str, Any], key: str) -> str | None:
+    """ "STOI 0.910 (2 recordings left out)"; None of what was not measured."""
+    name, unit = _METRICS[key][1].removesuffix(" (dB)"), " dB" * key.endswith("_db")
+    if metrics[key] is None:
+        return f"{name} perfect" if key == "si_sdr_db" and metrics.get("si_sdr_perfect") else None
+    failed = sum(metrics.get("failures", {}).get(key, {}).values())
+    return f"{name} {metrics[key]:.3f}{unit}" + f" ({failed} recordings left out)" * bool(failed)
+
+
+def _mean(value: float | Sequence[float]) -> float:
+    """Of a level's codebooks, where each was measured."""
+    return sum(value) / len(value) if isinstance(value, Sequence) else value
 
 
 def _training(training: Mapping[str, Any]) -> list[str]:

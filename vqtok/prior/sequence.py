@@ -187,7 +187,12 @@ def order_table(
         runs = tuple(Run(*name, as_slice(here, device)) for name, here in zip(names, where, strict=True))
         from_runs_P = torch.cat(where).argsort()
         columns = (level_P, codebook_P, coord_PA, step_P, frame_P, index_P, unit_P, sources_US, step_U, from_runs_P)
-        return OrderTable(*(tensor.to(device) for tensor in columns), shifted=shifted, shapes=shapes, runs=runs)
+        level_P, codebook_P, coord_PA, step_P, frame_P, index_P, unit_P, sources_US, step_U, from_runs_P = (
+            tensor.to(device) for tensor in columns
+        )
+        return OrderTable(
+            level_P, codebook_P, coord_PA, step_P, frame_P, index_P, unit_P, sources_US, step_U, from_runs_P, shifted, shapes, runs,
+        )  # fmt: skip
 
 
 def check_order(order: str, streams: Sequence[int], ndim: int, time_major: bool = False) -> None:
