@@ -32,13 +32,13 @@ from torch.utils.data import Subset
 from transformers import AutoTokenizer
 
 from vqtok import CodePriorConfig, CodePriorModel, VQPipeline, VQTokenizer
+from vqtok.audio.files import write_file
 from vqtok.auto import config_folder
-from vqtok.encoding import encode_dataset
+from vqtok.encoding import encode_dataset, load_media
 from vqtok.evaluation.pictures import contact_sheet
 from vqtok.files import write_json, write_text, write_with
 from vqtok.fingerprint import check_fingerprint
 from vqtok.hub.card import pipeline_card
-from vqtok.image.data import load_images, skipped_summary
 from vqtok.prior import PRIORS, CodeCascade
 from vqtok.prior.adapters import add_lora, check_peft, merge_lora
 from vqtok.prior.attention import checkpoint_activations, set_attention
@@ -46,6 +46,7 @@ from vqtok.prior.conditions import COLUMNS, Conditions, check_values
 from vqtok.prior.data import CONDITION, MANIFEST, CodeDataset, prior_collate
 from vqtok.prior.features import FeatureConditions, TextEncoder
 from vqtok.prior.pretrained import load_text_weights, text_backbone
+from vqtok.sources.dataset import skipped_summary
 from vqtok.training import PriorStep, StepSampler, TrainingArguments, fit, parse_arguments, read_recipe, step_loader
 from vqtok.training.setup import finish, make_accelerator, model_fields, run_script, save_training
 from vqtok.training.steps import to_device
@@ -69,7 +70,12 @@ class PriorArguments:
     eval_codes: str | None = field(
         default=None, metadata={"help": "A held-out code cache; None keeps every 50th sample apart."}
     )
-    dataset: str = field(default="digits", metadata={"help": "Encoded first when there is no --codes."})
+    dataset: str | None = field(
+        default=None,
+        metadata={"help": "Encoded first when there is no --codes; None takes the embedded digits or spoken numbers."},
+    )
+    audio_column: str | None = field(default=None, metadata={"help": "Column of sound."})
+    resample: bool = field(default=False, metadata={"help": "Bring sound of another rate to the tokenizer's."})
     caption_column: str | None = field(default=None, metadata={"help": "Column of captions."})
     label_column: str | None = field(default=None, metadata={"help": "Column of class labels."})
     num_samples: int | None = field(default=None, metadata={"help": "How many samples of the data set at most."})
@@ -156,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
     def evaluate(step: int) -> dict[str, float]:
         if step < args.max_steps:
-            _draw(pipeline, test, conditions, args, f"step-{step}.png")
+            _draw(pipeline, test, conditions, args, f"step-{step}")
         return _score(model, test, conditions)
 
     step = PriorStep(accelerator, model, args)
@@ -172,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         merge_lora(model)
     if accelerator.is_main_process:
         metrics = _publish(pipeline, _score(model, test, conditions), len(test), script, args, history)
-        _draw(pipeline, test, conditions, args, "samples.png")
+        _draw(pipeline, test, conditions, args, "samples")
     finish(accelerator)
     return metrics
 
@@ -214,20 +220,24 @@ def _codes(
 ) -> tuple[CodeDataset, list[int], Subset]:
     """The code cache, the numbers of its samples that are trained on, and the held-out samples."""
     folder = Path(script.codes or Path(args.output_dir) / "codes")
-    columns = {"caption_column": script.caption_column, "label_column": script.label_column}
-    asked = {"dataset": script.dataset, "num_samples": script.num_samples, **columns}
+    options = {"caption_column": script.caption_column, "label_column": script.label_column}
+    options |= (
+        {"audio_column": script.audio_column, "resample": script.resample} if vq_tokenizer.modality == "audio" else {}
+    )
+    asked = {"dataset": script.dataset, "num_samples": script.num_samples, **options}
+    noted = {**asked, "dataset": script.dataset and Path(script.dataset).name}
     if accelerator.is_main_process and not script.codes and not (folder / MANIFEST).exists():
-        images = load_images(script.dataset, num_samples=script.num_samples, **_given(columns))
+        media = load_media(vq_tokenizer, script.dataset, num_samples=script.num_samples, **options)
         if column := COLUMNS.get(kind):
-            check_values(kind, [images[0].get(column)])
-        encode_dataset(vq_tokenizer, images, folder, facts={"asked": {**asked, "dataset": Path(script.dataset).name}})
-        if summary := skipped_summary(images):
+            check_values(kind, [media[0].get(column)])
+        encode_dataset(vq_tokenizer, media, folder, facts={"asked": noted})
+        if summary := skipped_summary(media):
             print(summary, file=sys.stderr)
     accelerator.wait_for_everyone()
     codes = CodeDataset(folder)
     check_fingerprint(vq_tokenizer.fingerprint, codes.fingerprint, f"the codes in {folder}")
     before = codes.manifest.get("asked")
-    if not script.codes and before != {**asked, "dataset": Path(script.dataset).name}:
+    if not script.codes and before != noted:
         raise ValueError(
             f"{folder} holds the codes of {before}, not of {asked}: delete it, or choose another --output_dir"
         )
@@ -277,10 +287,6 @@ def _pipeline(
     before = coarse.prior.stages if isinstance(coarse.prior, CodeCascade) else [coarse.prior]
     cascade = CodeCascade([*before, model])
     return VQPipeline(cascade, vq_tokenizer, coarse.text_tokenizer, coarse.text_ids_seen, conditions.encoder)
-
-
-def _given(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
 
 
 def _conditions(
@@ -418,7 +424,8 @@ def _publish(
             metrics[name] = before[name] + metrics[name]
     write_json(folder / "metrics.json", metrics)
     training = json.loads((folder / "training.json").read_text(encoding="utf-8"))
-    card = pipeline_card(folder.resolve().name, metrics, training, pipeline.prior.config.condition)
+    modality = pipeline.vq_tokenizer.modality
+    card = pipeline_card(folder.resolve().name, metrics, training, pipeline.prior.config.condition, modality)
     write_text(folder / "README.md", card)
     for level, (value, limit) in enumerate(zip(metrics["nats_per_code"], metrics["ln_codebook_size"], strict=True)):
         print(f"level {level}: {value:.3f} nats per code of ln K = {limit:.3f}")
@@ -429,13 +436,17 @@ def _publish(
 def _draw(
     pipeline: VQPipeline, test: list[dict[str, Any]], conditions: Conditions, args: TrainingArguments, name: str
 ) -> None:
-    """A sheet of samples for the first held-out conditions."""
+    """Samples for the first held-out conditions: a sheet of pictures, or files of sound."""
     if isinstance(pipeline.prior, CodeCascade):  # what learns was moved, the stages before it were not
         pipeline.prior.to(pipeline.prior.stages[-1].device)
     prompts = [conditions.prompt(sample) for sample in test[:8]] if conditions.column else None
     drawn = pipeline(prompts, num_samples=1 if conditions.column else 8, seed=args.seed)
-    path = Path(args.output_dir) / "samples" / name
-    write_with(path, lambda temporary: contact_sheet([drawn]).save(temporary, format="PNG"))
+    folder = Path(args.output_dir) / "samples"
+    if pipeline.sampling_rate is None:
+        write_with(folder / f"{name}.png", lambda path: contact_sheet([drawn]).save(path, format="PNG"))
+        return
+    for index, sound in enumerate(drawn):
+        write_file(folder / f"{name}-{index}.wav", sound, pipeline.sampling_rate)
 
 
 if __name__ == "__main__":

@@ -45,6 +45,7 @@ PRIOR = {
     "prior/digits-delay": "image/residual-digits",
     "prior/digits-depth": "image/residual-digits",
     "prior/digits-next-scale": "image/multiscale-digits",
+    "prior/spoken": "audio/spoken-16khz",
 }
 
 
@@ -96,9 +97,11 @@ def test_the_large_config_has_the_codes_of_the_paper():
 def test_a_prior_config_builds_once_the_codes_are_known(name):
     recipe = json.loads((ROOT / name / "config.json").read_text())
     config_class, model_class = PRIORS[recipe.pop("model_type")]
-    layout = ImageVQConfig.from_pretrained(ROOT / PRIOR[name]).layout
-    model = model_class(config_class(**recipe, layout=layout.to_dict(), text_size=300, max_text_length=32, max_grid=4))
-    model.check_size((32, 32))
+    is_sound = PRIOR[name].startswith("audio/")
+    layout = (AudioVQConfig if is_sound else ImageVQConfig).from_pretrained(ROOT / PRIOR[name]).layout
+    fields = {"layout": layout.to_dict(), "text_size": 300, "max_text_length": 32, "max_grid": 200 if is_sound else 4}
+    model = model_class(config_class(**recipe, **fields))
+    model.check_size((60_000,) if is_sound else (32, 32))
     assert 1e6 < sum(p.numel() for p in model.parameters()) < 3e6
 
 

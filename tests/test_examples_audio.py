@@ -10,9 +10,9 @@ import soundfile
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
-from examples import encode_dataset, train_tokenizer
+from examples import encode_dataset, train_prior, train_tokenizer
 from tests.tiny import AUDIO_CONFIG, make_audio_tokenizer, sound
-from vqtok import VQTokenizer
+from vqtok import VQPipeline, VQTokenizer
 from vqtok.audio.discriminators import load_discriminator
 from vqtok.prior.data import CodeDataset
 
@@ -168,3 +168,31 @@ def test_rates_are_not_changed_unasked(place, tmp_path):
         train(place, tmp_path / "out", *options)
     AcceleratorState._reset_state(reset_partial_state=True)
     assert train(place, tmp_path / "again", *options, "--resample")["usage"]
+
+
+def test_a_prior_of_sound_speaks_for_as_long_as_it_wants(place, tmp_path):
+    """Recordings of different length in one batch, and a pipeline that returns sound."""
+    train(place, tmp_path / "vq")
+    backbone = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+    backbone |= {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 512}
+    (tmp_path / "recipe").mkdir()
+    model = {"model_type": "vqtok_prior", "condition": "none", "stops": True, "backbone_config": backbone}
+    for name, value in (("config", model), ("training", {})):
+        (tmp_path / "recipe" / f"{name}.json").write_text(json.dumps(value))
+    flags = [
+        "--config",
+        str(tmp_path / "recipe"),
+        "--tokenizer",
+        str(tmp_path / "vq"),
+        "--dataset",
+        str(place / "sound"),
+    ]
+    flags += ["--max_steps", "3", "--batch_size", "4", "--num_threads", "1", "--warmup_steps", "1", "--log_every", "1"]
+    metrics = train_prior.main([*flags, "--output_dir", str(tmp_path / "pipeline")])
+    assert metrics["prior_bits_per_second"] > 0
+    pipeline = VQPipeline.from_pretrained(tmp_path / "pipeline")
+    sounds = pipeline(num_samples=4, seed=0)
+    assert pipeline.sampling_rate == 8000 and len({len(each) for each in sounds}) > 1
+    assert all(each.dtype == np.float32 and np.isfinite(each).all() for each in sounds)
+    written = sorted(path.name for path in (tmp_path / "pipeline" / "samples").iterdir())
+    assert written == [f"samples-{index}.wav" for index in range(8)]

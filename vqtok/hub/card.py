@@ -121,7 +121,7 @@ def pipeline_card(
         modality: of the media.
     """
     facts = {"kind": "pipeline", "modality": modality, "condition": condition, "prompt": metrics.get("prompt")}
-    return render(name, facts, metrics, training, ["samples/samples.png"])
+    return render(name, facts, metrics, training, ["samples/samples.png"] if modality == "image" else [])
 
 
 def front(fields: Mapping[str, Any]) -> str:
