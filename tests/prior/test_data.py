@@ -154,6 +154,15 @@ def test_extra_columns_may_be_missing_for_some(tmp_path):
     assert data.columns == {"text": ["a", None], "label": [1, 2]} and np.array(data[1]["label"]) == 2
 
 
+@pytest.mark.parametrize("rows_per_shard", [1, 2, 3, 4, 100])
+def test_a_column_that_comes_late_or_ends_early_stays_with_its_samples(tmp_path, rows_per_shard):
+    extras = [{}, {"label": 7}, {"text": "two"}, {"text": "three"}, {}]
+    write(tmp_path, [(codes(SIZES), extras)], rows_per_shard=rows_per_shard)
+    data = CodeDataset(tmp_path)
+    assert [data[i]["text"] for i in range(5)] == [None, None, "two", "three", None]
+    assert data.columns["label"] == [None, 7, None, None, None]
+
+
 def test_the_samples_of_a_second_cache_are_the_conditions_of_the_first(tmp_path):
     write(tmp_path / "one")
     layout = CodeLayout(1, (LevelLayout(4, 2, 9),))

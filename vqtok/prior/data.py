@@ -82,6 +82,8 @@ def write_code_cache(
 class CodeDataset(Dataset):
     """The samples of a code cache, in memory: {"codes": tuple of int64 (Q, *grid), "size": (ndim,), and the other columns}.
 
+    A column that only some samples have is None for the others.
+
     Attributes:
         layout, fingerprint: of the codes.
         sizes: int64 `(num_samples, ndim)`.
@@ -101,11 +103,13 @@ class CodeDataset(Dataset):
         self.columns: dict[str, Any] = {}
         for shard in self.manifest["shards"]:
             part = _read_shard(folder / shard["file"], shard["num_samples"], self.layout)
+            before = sum(map(len, sizes))
             sizes.append(part.sizes)
             for rows, new in zip(self._levels, part.levels, strict=True):
                 rows += new
-            for name, values in part.columns.items():
-                self.columns.setdefault(name, []).extend(values)
+            for name in dict.fromkeys((*self.columns, *part.columns)):  # a shard need not have every column
+                values = part.columns.get(name, [None] * len(part.sizes))
+                self.columns.setdefault(name, [None] * before).extend(values)
         self.sizes = np.concatenate(sizes)
 
     def __len__(self) -> int:
@@ -307,7 +311,7 @@ def _write_shard(folder: Path, number: int, rows: list[dict[str, Any]], layout: 
     import pyarrow.parquet as parquet
 
     columns: dict[str, Any] = {}
-    for name in rows[0]:
+    for name in dict.fromkeys(name for row in rows for name in row):
         values = [row.get(name) for row in rows]
         if name.startswith("level_"):
             size = layout.levels[int(name.removeprefix("level_"))].codebook_size
