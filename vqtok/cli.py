@@ -89,6 +89,10 @@ def encode(
         bool, typer.Option("--resample", help="Bring sound of another rate to the tokenizer's.")
     ] = False,
     mix: Annotated[bool, typer.Option("--mix", help="Mix the channels of sound to those of the tokenizer.")] = False,
+    max_seconds: Annotated[
+        int | None,
+        typer.Option("--max_seconds", min=1, help="Longest sound to encode. Default: the tokenizer's, 4 hours."),
+    ] = None,
     device: Device = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -100,11 +104,11 @@ def encode(
         )
     _check_output(out, media, overwrite)
     tok = _load_tokenizer(tokenizer, device)
-    for name, wanted in (("resample", resample), ("mix", mix)):
+    for name, wanted in (("resample", resample), ("mix", mix), ("max_seconds", max_seconds)):
         if wanted and tok.modality != "audio":
             raise ValueError(f"--{name} is for sound, {tokenizer} is a tokenizer of {tok.modality}s: leave it out")
         if wanted:
-            setattr(tok.processor, name, True)
+            setattr(tok.processor, name, wanted)
     codes = tok.encode(media, num_levels=num_levels, num_codebooks=num_codebooks)
     codes.save(out)
     print(f"wrote {out}: {_describe_codes(codes, out, getattr(tok.processor, 'sampling_rate', None))}")

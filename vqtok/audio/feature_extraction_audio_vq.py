@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers.feature_extraction_utils import BatchFeature, FeatureExtractionMixin
 
-from .files import read_file
+from .files import check_length, check_samples, read_file
 from .resampling import resample
 
 # Keys that transformers writes into preprocessor_config.json beside the state.
@@ -20,6 +20,7 @@ _FIELDS = ("stride", "sampling_rate", "num_channels", "resample", "mix", "max_se
 _LOUDEST = 16.0
 _FULL_SCALE = {"int16": (0, 1 << 15), "int32": (0, 1 << 31), "uint8": (128, 1 << 7)}  # of PCM: middle and amplitude
 _MOST_CHANNELS = 64
+MAX_SECONDS = 4 * 3600
 
 
 class AudioVQFeatureExtractor(FeatureExtractionMixin):
@@ -33,7 +34,7 @@ class AudioVQFeatureExtractor(FeatureExtractionMixin):
         num_channels: of the model, 1 (mono) or 2 (stereo).
         resample: bring other rates to the model's (see `vqtok.audio.resampling`); False refuses them.
         mix: make what the model wants of other channels: mono is the mean of all, stereo of mono is mono twice; False refuses them.
-        max_seconds: a longer clip is refused before it is read.
+        max_seconds: a longer clip is refused; a file before it is read.
 
     Raises:
         ValueError: an impossible value, or a name that is none of these (the nearest one is said).
@@ -56,7 +57,7 @@ class AudioVQFeatureExtractor(FeatureExtractionMixin):
         num_channels: int = 1,
         resample: bool = False,
         mix: bool = False,
-        max_seconds: int = 4 * 3600,
+        max_seconds: int = MAX_SECONDS,
         **kwargs: Any,
     ) -> None:
         for key in kwargs:
@@ -87,7 +88,9 @@ class AudioVQFeatureExtractor(FeatureExtractionMixin):
             "padding": "zero, right",
         }
 
-    def prepare(self, audio: Any, sampling_rate: int | None = None) -> tuple[Tensor, tuple[int]]:
+    def prepare(
+        self, audio: Any, sampling_rate: int | None = None, max_seconds: int | None = None
+    ) -> tuple[Tensor, tuple[int]]:
         """One clip as the model wants it.
 
         Args:
@@ -95,6 +98,7 @@ class AudioVQFeatureExtractor(FeatureExtractionMixin):
                 uint8 (PCM, scaled to that range); the path of a file that soundfile reads; or a dict with "audio" or "array" and
                 "sampling_rate", as data sets have them.
             sampling_rate: in Hz, of an array, which does not know it; files and dicts do.
+            max_seconds: another bound than the extractor's, for this call.
 
         Returns:
             values: float32 `(C, T)`, T padded to a multiple of the stride.
@@ -106,7 +110,8 @@ class AudioVQFeatureExtractor(FeatureExtractionMixin):
                 the conversion being asked for; NaN or infinite samples; no sample; too many.
             TypeError: anything else.
         """
-        sound, rate, what = self._read(audio, sampling_rate)
+        most = self.max_seconds if max_seconds is None else max_seconds
+        sound, rate, what = self._read(audio, sampling_rate, most)
         sound = self.convert(sound, rate, what)
         size = sound.shape[1]
         return torch.nn.functional.pad(sound, (0, -size % self.stride)), (size,)
@@ -160,11 +165,11 @@ class AudioVQFeatureExtractor(FeatureExtractionMixin):
 
     # -- helpers
 
-    def _read(self, audio: Any, rate: int | None) -> tuple[Tensor, int, str]:
+    def _read(self, audio: Any, rate: int | None, max_seconds: int) -> tuple[Tensor, int, str]:
         """Float32 `(channels, samples)`, its rate, and how to call it."""
         if isinstance(audio, (str, os.PathLike)):
             what = f"the file {audio}"
-            sound, own = read_file(audio, what, self.max_seconds)
+            sound, own = read_file(audio, what, max_seconds)
             if rate is not None and rate != own:
                 raise ValueError(f"the file {audio} says {own} Hz, not {rate}: leave sampling_rate out")
             return torch.from_numpy(sound), own, what
@@ -178,7 +183,7 @@ class AudioVQFeatureExtractor(FeatureExtractionMixin):
             if rate is not None and rate != own:
                 raise ValueError(f"the clip says {own} Hz, not {rate}: leave sampling_rate out")
             if not isinstance(array, (np.ndarray, Tensor)):
-                return self._read(array, own)
+                return self._read(array, own, max_seconds)
             audio, rate = array, own
         if not isinstance(audio, (np.ndarray, Tensor)):
             raise TypeError(f"a clip is an array, a tensor or a path, not {type(audio).__name__}")
@@ -188,7 +193,9 @@ class AudioVQFeatureExtractor(FeatureExtractionMixin):
             )
         if not isinstance(rate, (int, np.integer)) or isinstance(rate, bool) or rate < 1:
             raise ValueError(f"sampling_rate must be a positive integer in Hz, got {rate!r}")
-        return self._from_array(audio), int(rate), "a clip"
+        sound = self._from_array(audio)
+        check_length(sound.shape[1], int(rate), max_seconds, "a clip")
+        return sound, int(rate), "a clip"
 
     def _from_array(self, audio: np.ndarray | Tensor) -> Tensor:
         sound = audio.detach().cpu() if isinstance(audio, Tensor) else torch.from_numpy(np.ascontiguousarray(audio))
@@ -247,4 +254,5 @@ class AudioVQFeatureExtractor(FeatureExtractionMixin):
                 f"{what} has {rate} Hz, the tokenizer takes {self.sampling_rate} Hz: resample it, or set "
                 "processor.resample = True (vqtok encode --resample)"
             )
+        check_samples(sound.shape[0], sound.shape[1] / rate * self.sampling_rate, f"at {self.sampling_rate} Hz {what}")
         return torch.from_numpy(resample(sound.numpy(), rate, self.sampling_rate))

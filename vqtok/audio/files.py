@@ -22,6 +22,8 @@ RECORDINGS = Medium(
     "audio_column",
     "spoken-numbers",
 )
+MAX_SAMPLES = 1 << 29  # of all channels, in memory at once: 2 GiB as float32
+_BLOCK = 1 << 22  # what is asked for at once: a header may promise what the file does not hold
 FORMATS = {".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG"}  # what can be written
 
 
@@ -54,21 +56,42 @@ def open_file(source: str | os.PathLike | BytesIO, what: str = "it", max_seconds
             f"{what} is no sound, is broken, or of a format that libsndfile does not read "
             f"({getattr(error, 'error_string', error)})"
         ) from error
-    complaint = None
-    if file.frames < 1:
-        complaint = f"{what} holds no sound"
-    elif file.frames > max_seconds * file.samplerate:
-        complaint = (
-            f"{what} lasts {file.frames / file.samplerate:.1f} s, longer than max_seconds={max_seconds:g}: cut it"
-        )
-    if complaint is not None:
+    try:
+        if file.frames < 1:
+            raise ValueError(f"{what} holds no sound")
+        check_length(file.frames, file.samplerate, max_seconds, what)
+    except ValueError:
         file.close()
-        raise ValueError(complaint)
+        raise
     return file
 
 
+def check_length(frames: int, rate: int, max_seconds: float, what: str = "it") -> None:
+    """Refuse sound that is too long.
+
+    Raises:
+        ValueError: `frames` at `rate` Hz last longer than `max_seconds`.
+    """
+    if frames > max_seconds * rate:
+        raise ValueError(
+            f"{what} lasts {frames / rate:.1f} s, longer than max_seconds={max_seconds:g}: cut it, or give a larger max_seconds"
+        )
+
+
+def check_samples(channels: int, samples: float, what: str = "it") -> None:
+    """Refuse sound that would fill the memory.
+
+    Raises:
+        ValueError: more than `MAX_SAMPLES` in all channels.
+    """
+    if channels * samples > MAX_SAMPLES:
+        raise ValueError(
+            f"{what} has {channels * samples:,.0f} samples in all channels, more than the {MAX_SAMPLES:,} that are held at once: cut it"
+        )
+
+
 def read_samples(file: Any, start: int, stop: int, what: str = "it") -> np.ndarray:
-    """Float32 `(channels, stop - start)` of an open file, full scale at 1.
+    """Float32 `(channels, stop - start)` of an open file, full scale at 1. Memory is taken as the file turns out to have it.
 
     Args:
         file: of `open_file`.
@@ -78,21 +101,28 @@ def read_samples(file: Any, start: int, stop: int, what: str = "it") -> np.ndarr
     A WAV file that ends before its header says is as long as what is there, as libsndfile sees it.
 
     Raises:
-        ValueError: it is broken or truncated, or has NaN or infinite samples.
+        ValueError: it is broken or truncated, has NaN or infinite samples, or more than `MAX_SAMPLES`.
     """
+    check_samples(file.channels, stop - start, what)
+    blocks, most, left = [], max(1, _BLOCK // file.channels), stop - start
     try:
         if file.tell() != start:
             file.seek(start)
-        sound = file.read(stop - start, dtype="float32", always_2d=True)
+        while left > 0 or not blocks:
+            blocks.append(file.read(min(left, most), dtype="float32", always_2d=True).T)
+            left -= blocks[-1].shape[1]
+            if not blocks[-1].size:
+                break
     except RuntimeError as error:  # what soundfile's own errors are
         raise ValueError(f"{what} is broken, its sound cannot be read ({error}): get a complete copy") from error
-    if len(sound) < stop - start:
+    if left > 0:
         raise ValueError(
-            f"{what} is truncated: {start + len(sound)} of {file.frames} samples can be read; get a complete copy"
+            f"{what} is truncated: {stop - left} of {file.frames} samples can be read; get a complete copy"
         )
+    sound = np.ascontiguousarray(blocks[0]) if len(blocks) == 1 else np.concatenate(blocks, axis=1)
     if not np.isfinite(sound).all():
         raise ValueError(f"{what} has NaN or infinite samples: write it again")
-    return np.ascontiguousarray(sound.T)
+    return sound
 
 
 def read_file(

@@ -27,6 +27,7 @@ class SoundFileReader:
     Args:
         path: of a file that soundfile reads.
         extractor: says rate, channels, and what may be converted.
+        max_seconds: a longer file is refused; None means the extractor's bound.
 
     Attributes:
         num_samples: of the whole, at the extractor's rate.
@@ -35,10 +36,10 @@ class SoundFileReader:
         FileNotFoundError, ValueError, ImportError: see `vqtok.audio.files.open_file`, `read_samples`; a rate that may not be converted.
     """
 
-    def __init__(self, path: str | os.PathLike, extractor: AudioVQFeatureExtractor):
+    def __init__(self, path: str | os.PathLike, extractor: AudioVQFeatureExtractor, max_seconds: int | None = None):
         self.extractor = extractor
         self.what = f"the file {path}"
-        self.file = open_file(path, self.what)
+        self.file = open_file(path, self.what, extractor.max_seconds if max_seconds is None else max_seconds)
         common = math.gcd(self.file.samplerate, extractor.sampling_rate)
         self.up, self.down = extractor.sampling_rate // common, self.file.samplerate // common
         self.num_samples = math.ceil(self.file.frames * self.up / self.down)
@@ -70,17 +71,18 @@ class SoundFileReader:
 
 @torch.no_grad()
 def encode_file(
-    model: AudioVQModel, extractor: AudioVQFeatureExtractor, path: str | os.PathLike
+    model: AudioVQModel, extractor: AudioVQFeatureExtractor, path: str | os.PathLike, max_seconds: int | None = None
 ) -> tuple[tuple[Tensor, ...], tuple[int]]:
     """The codes of one file, int64 `(1, Q, t)` of each level, on the CPU, and its size in samples; read and encoded in parts.
 
     Args:
         model: in eval mode.
+        max_seconds: another bound than the extractor's.
 
     Raises:
         FileNotFoundError, ValueError, ImportError: see `AudioVQFeatureExtractor.prepare`.
     """
-    with SoundFileReader(path, extractor) as reader:
+    with SoundFileReader(path, extractor, max_seconds) as reader:
         padded = -(-reader.num_samples // extractor.stride) * extractor.stride
         parts = [
             tuple(level.cpu() for level in codes)

@@ -1,7 +1,12 @@
 """From one sampling rate and number of channels to another, in one place."""
 
+import math
+
 import numpy as np
 import torch
+
+# Coefficients of the filter, one row per phase: 44,100 to 16,000 Hz has 160 x 441, 44,101 to 16,000 Hz would have 700 million.
+_MOST_COEFFICIENTS = 1 << 24
 
 
 def resample(audio: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
@@ -13,9 +18,18 @@ def resample(audio: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
     Args:
         audio: float32 (channels, samples).
         from_rate, to_rate: in Hz, or any other unit.
+
+    Raises:
+        ValueError: the rates have too small a common divisor, so that the filter would fill the memory.
     """
     if from_rate == to_rate:
         return audio
+    common = math.gcd(from_rate, to_rate)
+    if (from_rate // common) * (to_rate // common) > _MOST_COEFFICIENTS:
+        raise ValueError(
+            f"{from_rate} Hz cannot be brought to {to_rate} Hz here, their common divisor is only {common}: "
+            "resample it with another program"
+        )
     from torchaudio.functional import resample as windowed_sinc  # here, because vqtok works without torchaudio
 
     sound = windowed_sinc(torch.from_numpy(audio), from_rate, to_rate, lowpass_filter_width=64, rolloff=0.95)

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, A
 from transformers.utils import logging as transformers_logging
 
 from vqtok.audio.configuration_audio_vq import AudioVQConfig
-from vqtok.audio.feature_extraction_audio_vq import AudioVQFeatureExtractor
+from vqtok.audio.feature_extraction_audio_vq import MAX_SECONDS, AudioVQFeatureExtractor
 from vqtok.audio.long import encode_file
 from vqtok.audio.modeling_audio_vq import AudioVQModel
 from vqtok.codes import CodeLayout
@@ -28,7 +28,8 @@ from vqtok.prior import PRIORS
 class Room(NamedTuple):
     """What a modality brings: its classes, the words for its media and for one unit of them, and how it reads long files.
 
-    `encode_file(model, processor, path)` gives the codes of each level and the size, in memory that does not grow with the file.
+    `encode_file(model, processor, path, max_seconds)` gives the codes of each level and the size, in memory that does
+    not grow with the file.
     """
 
     modality: str
@@ -124,12 +125,13 @@ def load_processor(folder: Path, room: Room) -> Any:
         processor = room.processor.from_pretrained(folder)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from error
-    bound = fields.get("max_pixels", 0)
-    if bound > MAX_PIXELS:  # who wrote the file must not decide what this machine can bear
-        raise ValueError(
-            f"{path}: max_pixels {bound:,} is more than {MAX_PIXELS:,}, and a file cannot raise this bound: remove it, and give "
-            "max_pixels to encode where it is needed"
-        )
+    for name, most in (("max_pixels", MAX_PIXELS), ("max_seconds", MAX_SECONDS)):
+        bound = fields.get(name, 0)
+        if bound > most:  # who wrote the file must not decide what this machine can bear
+            raise ValueError(
+                f"{path}: {name} {bound:,} is more than {most:,}, and a file cannot raise this bound: remove it, and give "
+                f"{name} to encode where it is needed"
+            )
     return processor
 
 

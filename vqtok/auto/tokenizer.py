@@ -254,6 +254,7 @@ class VQTokenizer:
         num_codebooks: int | None = None,
         num_levels: int | None = None,
         max_pixels: int | None = None,
+        max_seconds: int | None = None,
     ) -> Codes:
         """The codes of media, in their order, on the CPU. The model's state and mode do not matter and do not change.
 
@@ -268,6 +269,7 @@ class VQTokenizer:
             num_codebooks: keep this residual depth of each level.
             num_levels: keep this many levels, the coarsest.
             max_pixels: of a picture; None means the processor's bound, which guards against files that would fill the memory.
+            max_seconds: of a clip of sound; None means the processor's bound.
 
         Returns:
             Codes with levels int64 `(B, Q, *grid)`, sizes and the fingerprint.
@@ -283,14 +285,19 @@ class VQTokenizer:
             raise ValueError(
                 f"max_pixels={max_pixels} is for images, this tokenizer is for {self._room.plural}: leave it out"
             )
-        counts = {"num_codebooks": num_codebooks, "num_levels": num_levels, "max_pixels": max_pixels}
-        self._check_counts(batch_size=batch_size, **counts)
+        if max_seconds is not None and self._room.modality != "audio":
+            raise ValueError(
+                f"max_seconds={max_seconds} is for audio, this tokenizer is for {self._room.plural}: leave it out"
+            )
+        counts = {"num_codebooks": num_codebooks, "num_levels": num_levels}
+        bounds = {"max_pixels": max_pixels, "max_seconds": max_seconds}
+        self._check_counts(batch_size=batch_size, **counts, **bounds)
         if self._room.encode_file is not None and isinstance(media, (str, os.PathLike)) and sampling_rate is None:
             with evaluating(self.model):
-                levels, size = self._room.encode_file(self.model, self.processor, media)
+                levels, size = self._room.encode_file(self.model, self.processor, media, max_seconds)
             codes = Codes(levels, torch.tensor([size]), self.layout, self.fingerprint)
             return codes.prefix(num_levels, num_codebooks)
-        given = {"max_pixels": max_pixels, "sampling_rate": sampling_rate}
+        given = {**bounds, "sampling_rate": sampling_rate}
         options = {name: value for name, value in given.items() if value is not None}
         parts: list[Codes] = []
         order: list[int] = []
