@@ -1,4 +1,4 @@
-"""Draw pictures from words with a trained pipeline.
+"""Draw pictures from words, or make sound of them, with a trained pipeline.
 
 python examples/generate.py --pipeline out/pipeline --prompts "a red three top left" --output_dir out/pictures
 """
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vqtok import VQPipeline
+from vqtok.audio.files import write_file
 from vqtok.evaluation.pictures import contact_sheet
 from vqtok.files import write_with
 from vqtok.training import parse_arguments
@@ -21,35 +22,45 @@ class GenerateArguments:
     """What to draw."""
 
     pipeline: str = field(metadata={"help": "Folder or Hub id of a pipeline."})
-    prompts: list[str] = field(metadata={"help": "What to draw."})
-    output_dir: str = field(metadata={"help": "Folder of the pictures."})
-    num_samples: int = field(default=4, metadata={"help": "Pictures per prompt."})
-    seed: int = field(default=0, metadata={"help": "The same seed draws the same pictures."})
+    output_dir: str = field(metadata={"help": "Folder of the pictures or sounds."})
+    prompts: list[str] | None = field(
+        default=None, metadata={"help": "What to draw or to say; None for a pipeline without conditions."}
+    )
+    num_samples: int = field(default=4, metadata={"help": "Pictures or sounds per prompt."})
+    seed: int = field(default=0, metadata={"help": "The same seed draws the same media."})
     guidance_scale: float | None = field(
         default=None, metadata={"help": "1 switches guidance off; None is the pipeline's own."}
     )
     temperature: float | None = field(
-        default=None, metadata={"help": "Below 1 draws likelier pictures; None is the pipeline's own."}
+        default=None, metadata={"help": "Below 1 draws likelier media; None is the pipeline's own."}
     )
     top_k: int | None = field(default=None, metadata={"help": "Keep the k likeliest codes."})
     top_p: float | None = field(default=None, metadata={"help": "Keep the likeliest codes up to this probability."})
 
 
 def main(argv: Sequence[str] | None = None) -> list[Path]:
-    """Draw and return the files: one sheet per prompt, one picture per row of `sheet.png`'s prompts."""
+    """Draw and return the files: numbered by prompt and sample, and of pictures a `sheet.png` with a row per prompt."""
     (args,) = parse_arguments([GenerateArguments], argv, description=__doc__)
     pipeline = VQPipeline.from_pretrained(args.pipeline, device=best_device())
     options = {name: getattr(args, name) for name in ("guidance_scale", "temperature", "top_k", "top_p")}
-    pictures = pipeline(args.prompts, num_samples=args.num_samples, seed=args.seed, **options)
-    rows = [pictures[i : i + args.num_samples] for i in range(0, len(pictures), args.num_samples)]
-    folder, written = Path(args.output_dir), []
-    for index, picture in enumerate(pictures):
-        prompt, sample = divmod(index, args.num_samples)
-        written.append(folder / f"{prompt:03d}-{sample}.png")
-        write_with(written[-1], lambda path, picture=picture: picture.save(path, format="PNG"))
+    drawn = pipeline(args.prompts, num_samples=args.num_samples, seed=args.seed, **options)
+    folder, rate = Path(args.output_dir), pipeline.sampling_rate
+    names = [
+        f"{prompt:03d}-{sample}" for prompt in range(len(args.prompts or [""])) for sample in range(args.num_samples)
+    ]
+    if rate:
+        written = [folder / f"{name}.wav" for name in names]
+        for path, sound in zip(written, drawn, strict=True):
+            write_file(path, sound, rate)
+        print(f"wrote {len(drawn)} sounds to {folder}")
+        return written
+    written = [folder / f"{name}.png" for name in names]
+    for path, picture in zip(written, drawn, strict=True):
+        write_with(path, lambda temporary, picture=picture: picture.save(temporary, format="PNG"))
+    rows = [drawn[i : i + args.num_samples] for i in range(0, len(drawn), args.num_samples)]
     written.append(folder / "sheet.png")
     write_with(written[-1], lambda path: contact_sheet(rows).save(path, format="PNG"))
-    print(f"wrote {len(pictures)} pictures and sheet.png to {folder}")
+    print(f"wrote {len(drawn)} pictures and sheet.png to {folder}")
     return written
 
 

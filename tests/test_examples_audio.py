@@ -10,7 +10,7 @@ import soundfile
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
-from examples import encode_dataset, train_prior, train_tokenizer
+from examples import encode_dataset, generate, train_prior, train_tokenizer
 from tests.tiny import AUDIO_CONFIG, make_audio_tokenizer, sound
 from vqtok import VQPipeline, VQTokenizer
 from vqtok.audio.discriminators import load_discriminator
@@ -196,3 +196,9 @@ def test_a_prior_of_sound_speaks_for_as_long_as_it_wants(place, tmp_path):
     assert all(each.dtype == np.float32 and np.isfinite(each).all() for each in sounds)
     written = sorted(path.name for path in (tmp_path / "pipeline" / "samples").iterdir())
     assert written == [f"samples-{index}.wav" for index in range(8)]
+    made = ["--pipeline", str(tmp_path / "pipeline"), "--num_samples", "4", "--output_dir", str(tmp_path / "drawn")]
+    paths = generate.main(made)
+    assert [path.name for path in paths] == [f"000-{index}.wav" for index in range(4)]
+    for path, wanted in zip(paths, sounds, strict=True):
+        heard, rate = soundfile.read(path, dtype="float32")
+        assert rate == 8000 and heard.shape == wanted.shape and np.abs(heard - wanted.clip(-1, 1)).max() < 1e-4

@@ -158,10 +158,14 @@ def generate(
     pipeline: Annotated[
         str, typer.Argument(metavar="PIPELINE", help="Folder of the pipeline, or its name on the Hub.")
     ],
-    prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT", help="What to draw; quote each one.")] = None,
-    output_dir: Annotated[Path, typer.Option("--output_dir", help="Folder for the pictures.")] = Path("generated"),
-    num_samples: Annotated[int, typer.Option("--num_samples", min=1, help="Pictures of each prompt.")] = 1,
-    seed: Annotated[int | None, typer.Option(help="The same seed gives the same pictures.")] = None,
+    prompts: Annotated[
+        list[str] | None, typer.Argument(metavar="PROMPT", help="What to draw or to say; quote each one.")
+    ] = None,
+    output_dir: Annotated[Path, typer.Option("--output_dir", help="Folder for the pictures or sounds.")] = Path(
+        "generated"
+    ),
+    num_samples: Annotated[int, typer.Option("--num_samples", min=1, help="Pictures or sounds of each prompt.")] = 1,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same media.")] = None,
     guidance_scale: Annotated[
         float | None, typer.Option("--guidance_scale", help="How strictly to follow the prompt.")
     ] = None,
@@ -173,25 +177,28 @@ def generate(
     device: Device = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Draw pictures of prompts."""
+    """Draw pictures of prompts, or make sound of them."""
     from vqtok import VQPipeline
 
     _quiet()
     texts: list[Any] = prompts or []
     names = [f"{i:03d}-{_slug(text)}" for i, text in enumerate(texts)] or ["sample"]
-    paths = [output_dir / f"{name}-{sample:03d}.png" for name in names for sample in range(num_samples)]
-    for path in paths:
-        _check_output(path, None, overwrite)
     options = {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p}
     pipe = VQPipeline.from_pretrained(pipeline, device=_device(device))
+    suffix = ".wav" if pipe.sampling_rate else ".png"
+    paths = [output_dir / f"{name}-{sample:03d}{suffix}" for name in names for sample in range(num_samples)]
+    for path in paths:
+        _check_output(path, None, overwrite)
     if pipe.prior.config.condition == "class":
         if wrong := [text for text in texts if not text.isdecimal()]:
             raise ValueError(f"{pipeline} draws classes by number, got {wrong[0]!r}: give labels such as 0 or 7")
         texts = [int(text) for text in texts]
     given = {name: value for name, value in options.items() if value is not None}
-    pictures = pipe(texts or None, num_samples=num_samples, seed=seed, **given)
-    for picture, path in zip(pictures, paths, strict=True):
-        _save_picture(picture, path)
+    for medium, path in zip(pipe(texts or None, num_samples=num_samples, seed=seed, **given), paths, strict=True):
+        if pipe.sampling_rate:
+            _save_sound(medium, path, pipe.sampling_rate)
+        else:
+            _save_picture(medium, path)
         print(f"wrote {path}")
 
 
@@ -439,6 +446,12 @@ def _save_picture(picture: Image.Image, path: Path) -> None:
     name = _picture_format(path)
     options: dict[str, Any] = {"WEBP": {"lossless": True}, "JPEG": {"quality": 95}}.get(name, {})
     write_with(path, lambda temporary: picture.save(temporary, format=name, **options))
+
+
+def _save_sound(sound: Any, path: Path, sampling_rate: int) -> None:
+    from vqtok.audio.files import write_file
+
+    write_file(path, sound, sampling_rate)
 
 
 def _describe_codes(codes: Any, path: Path, sampling_rate: int | None = None) -> str:

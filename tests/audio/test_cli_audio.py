@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.tiny import make_audio_tokenizer, make_tokenizer, picture, sound
-from vqtok import cli
+from vqtok import CodePriorConfig, CodePriorModel, VQPipeline, cli
 from vqtok.audio.files import read_file
 from vqtok.auto import VQTokenizer
 from vqtok.codes import CodeLayout, Codes, LevelLayout
@@ -45,6 +45,26 @@ def refuse(run, tmp_path):
         return err
 
     return refuse
+
+
+def test_generate_writes_sound(run, refuse, folders, tmp_path):
+    """Drawn, written as .wav with the pipeline's own samples, and not over what is there."""
+    backbone = {"model_type": "gpt2", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    tok = VQTokenizer.from_pretrained(folders / "sound")
+    told = {"condition": "class", "text_size": 3, "fingerprint": tok.fingerprint, "max_grid": 5}
+    torch.manual_seed(0)
+    prior = CodePriorModel(CodePriorConfig(layout=tok.layout.to_dict(), backbone_config=backbone, **told))
+    pipe = VQPipeline(prior.eval(), tok)
+    pipe.save_pretrained(tmp_path / "pipe")
+    arguments = ["generate", tmp_path / "pipe", 2, 0, "--num_samples", 2, "--seed", 1, "--output_dir", tmp_path / "out"]
+    status, out, err = run(*arguments)
+    assert status == 0, err
+    names = [f"{name}-{sample:03d}.wav" for name in ("000-2", "001-0") for sample in range(2)]
+    assert [line.rsplit("/", 1)[1] for line in out.splitlines()] == names
+    for name, wanted in zip(names, pipe([2, 0], num_samples=2, seed=1), strict=True):
+        heard, rate = read_file(tmp_path / "out" / name)
+        assert rate == 8000 and heard.shape == (1, *wanted.shape) and np.abs(heard[0] - wanted.clip(-1, 1)).max() < 1e-4
+    assert "000-2-000.wav exists already" in refuse(*arguments)
 
 
 @pytest.mark.parametrize("suffix", [".wav", ".flac"])
