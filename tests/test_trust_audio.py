@@ -1,16 +1,22 @@
 """What SECURITY.md promises about files of sound that a stranger made."""
 
 import tracemalloc
+from io import BytesIO
 
 import numpy as np
 import pytest
 import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
 
+from tests.test_fuzz import budget, few_and_many
 from tests.test_trust import edit
 from tests.tiny import make_audio_tokenizer, picture, sound
 from vqtok import VQTokenizer
+from vqtok.audio import AudioVQFeatureExtractor
 from vqtok.audio.data import load_audio
 from vqtok.audio.files import read_file
+from vqtok.audio.long import SoundFileReader
 
 
 @pytest.fixture
@@ -95,3 +101,33 @@ def test_a_strange_rate_asks_for_no_large_filter(spoken, tmp_path):
             tok.encode(media)
     with pytest.raises(ValueError, match="at 8000 Hz a clip has 800,000,000 samples in all channels, more than"):
         tok.encode(np.zeros(100_000, np.float32), sampling_rate=1, max_seconds=100_000)
+
+
+@few_and_many
+@pytest.mark.parametrize("kind", ["WAV", "FLAC", "OGG", "AIFF"])
+def test_bytes_of_files_of_sound(tmp_path, kind, examples):
+    """Whole and in parts: finite sound, or a sentence."""
+    path, whole = tmp_path / f"a.{kind.lower()}", BytesIO()
+    soundfile.write(whole, sound(1200), 8000, format=kind)
+    good = whole.getvalue()
+    extractor = AudioVQFeatureExtractor(stride=40, sampling_rate=8000, resample=True, mix=True)
+    places = st.integers(0, 99) | st.integers(0, len(good) - 1)  # in the header above all
+
+    def in_part():
+        with SoundFileReader(path, extractor) as reader:
+            return reader.read(0, 4000)
+
+    @budget(examples)
+    @given(st.lists(st.tuples(places, st.integers(0, 255)), min_size=1, max_size=4))
+    def check(changes):
+        data = bytearray(good)
+        for at, value in changes:
+            data[at] = value
+        path.write_bytes(data)
+        for read in (in_part, lambda: extractor.prepare(path)[0]):
+            try:
+                assert read().isfinite().all()
+            except ValueError as error:
+                assert str(error).strip()
+
+    check()
