@@ -181,8 +181,9 @@ def _passes(pipeline: VQPipeline) -> int:
 
 
 def _likelihood(place: Path) -> dict[str, Any]:
-    metrics = json.loads((place / "metrics.json").read_text())
-    return {name: metrics[name] for name in ("nats_per_code", "ln_codebook_size", "prior_bits_per_pixel")}
+    metrics, training = (json.loads((place / f"{name}.json").read_text()) for name in ("metrics", "training"))
+    found = {name: metrics[name] for name in ("nats_per_code", "ln_codebook_size", "prior_bits_per_pixel")}
+    return {**found, "threads": training["arguments"]["num_threads"]}
 
 
 HEAD = (
@@ -191,6 +192,7 @@ HEAD = (
         "codes of",
         "parameters",
         "steps",
+        "threads",
         "place",
         "colour",
         "digit",
@@ -208,6 +210,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
         row["tokenizer"],
         f"{row['parameters'] / 1e6:.2f} M",
         " + ".join(map(str, row["steps"])),
+        str(row["threads"]),
         *(f"{row[name]:.1%}" for name in (*ACCURACIES, "unseen_pair_accuracy")),
         " ".join(f"{value:.2f}" for value in row["nats_per_code"]),
         f"{row['prior_bits_per_pixel']:.3f}",
