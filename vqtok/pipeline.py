@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -14,30 +13,32 @@ import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from vqtok.auto import VQTokenizer
+from vqtok.auto.rooms import FILES as TOKENIZER_FOLDER
 from vqtok.auto.rooms import quiet
 from vqtok.codes import Codes
-from vqtok.files import write_json
+from vqtok.files import read_json, write_json
 from vqtok.fingerprint import check_fingerprint
 from vqtok.hub.folders import HUB_ID, fetch_folder, replace_files
 from vqtok.hub.publish import copy_extras, publish
-from vqtok.hub.weights import require_safetensors
+from vqtok.hub.weights import MODEL_FILES, require_safetensors
 from vqtok.prior import PRIORS, CodeCascade, CodePriorModel, Known, encode_prompts
-from vqtok.prior.features import TextEncoder
+from vqtok.prior.features import ENCODER_FILES, TextEncoder
 from vqtok.prior.reranking import Scorer, best_first, check_keep_best
-from vqtok.prior.text import from_ranges, to_ranges
+from vqtok.prior.text import TOKENIZER_FILES, from_ranges, load_text_tokenizer, to_ranges
 
 FORMAT = 1
 PIPELINE_FILE = "pipeline.json"
 TEXT_ENCODER = "text_encoder"  # its folder
 # What a pipeline's folder consists of, for downloads: no samples, no checkpoints.
 FILES = (
-    *(PIPELINE_FILE, "config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json"),
-    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model"),
-    *("vq_tokenizer/*.json", "vq_tokenizer/model*.safetensors", "stage_*/*.json", "stage_*/model*.safetensors"),
-    *(f"text_encoder/{name}" for name in ("*.json", "model*.safetensors", "vocab*", "merges.txt", "*.model")),
+    *(PIPELINE_FILE, *MODEL_FILES),
+    *TOKENIZER_FILES,
+    *(f"vq_tokenizer/{name}" for name in TOKENIZER_FOLDER),
+    *(f"stage_[0-9]*/{name}" for name in MODEL_FILES),
+    *(f"{TEXT_ENCODER}/{name}" for name in ENCODER_FILES),
 )
 
 
@@ -145,11 +146,7 @@ class VQPipeline:
         prior = stages[0] if len(stages) == 1 else CodeCascade(stages)
         text_tokenizer = None
         if prior.config.condition == "text":
-            if not (folder / "tokenizer_config.json").is_file():
-                raise FileNotFoundError(
-                    f"{folder} has no tokenizer_config.json: save the pipeline again with save_pretrained"
-                )
-            text_tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            text_tokenizer = load_text_tokenizer(folder)
         text_encoder = None
         if prior.config.condition == "features":
             if not (folder / TEXT_ENCODER).is_dir():
@@ -387,10 +384,11 @@ def _read_facts(folder: Path) -> dict[str, Any]:
             f"{folder} has no {PIPELINE_FILE} and is no pipeline: a tokenizer alone is loaded with VQTokenizer.from_pretrained"
         )
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts = read_json(path)
         version, stages, name = facts["format"], facts["stages"], facts["vq_tokenizer"]
         seen, fingerprint = facts.get("text_ids_seen") or [], facts["fingerprint"]
-        pairs = all(len(pair) == 2 and 0 <= pair[0] <= pair[1] < 1 << 22 for pair in seen)
+        pairs = all(len(pair) == 2 and all(type(each) is int for each in pair) for pair in seen)
+        pairs = pairs and all(0 <= first <= last < 1 << 22 for first, last in seen)
         pairs = pairs and sum(last - first + 1 for first, last in seen) <= 1 << 22
         named = isinstance(name, str) or _is_source(name, {"repo", "revision"})
         if isinstance(name, dict) and named and Path(name["repo"]).exists():
@@ -437,8 +435,8 @@ def _load_prior(folder: Path, dtype: torch.dtype | str | None) -> CodePriorModel
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} has no config.json: save the pipeline again with save_pretrained")
     require_safetensors(folder)
-    model_type = PreTrainedConfig.get_config_dict(folder)[0].get("model_type")
-    if model_type not in PRIORS:
+    model_type = read_json(folder / "config.json").get("model_type")
+    if not isinstance(model_type, str) or model_type not in PRIORS:
         raise ValueError(
             f"{folder / 'config.json'} is of model_type {model_type!r}, which is no prior ({', '.join(PRIORS)})"
         )
