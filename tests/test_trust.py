@@ -488,6 +488,7 @@ def test_an_implausibly_large_json_is_not_read(copied):
         ({"vq_tokenizer": {"repo": "vq_tokenizer", "revision": "main"}}, "makes no sense"),
         ({"vq_tokenizer": {"repo": "../vq", "revision": "main"}}, "makes no sense"),
         ({"vq_tokenizer": {"repo": "me/vq", "revision": 3}}, "makes no sense"),
+        ({"vq_tokenizer": {"repo": "me/vq", "revision": "../../../../pwned"}}, "makes no sense"),
         ({"vq_tokenizer_source": {"repo": "http://evil", "revision": "main", "fingerprint": "f"}}, "makes no sense"),
         ({"vq_tokenizer": "C:x"}, "inside the pipeline"),
         ({"text_ids_seen": [[0.5, 3.5]]}, "makes no sense"),

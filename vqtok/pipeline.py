@@ -20,9 +20,9 @@ from vqtok.auto.rooms import FILES as TOKENIZER_FOLDER
 from vqtok.auto.rooms import quiet
 from vqtok.codes import Codes
 from vqtok.files import read_json, write_json
-from vqtok.fingerprint import check_fingerprint
-from vqtok.hub.folders import HUB_ID, fetch_folder, replace_files
-from vqtok.hub.publish import copy_extras, publish
+from vqtok.fingerprint import check_fingerprint, stamp
+from vqtok.hub.folders import HUB_ID, fetch_folder, is_revision, replace_files
+from vqtok.hub.publish import check_options, copy_extras, publish
 from vqtok.hub.weights import MODEL_FILES, require_safetensors
 from vqtok.prior import PRIORS, CodeCascade, CodePriorModel, Known, encode_prompts
 from vqtok.prior.features import ENCODER_FILES, TextEncoder
@@ -167,6 +167,10 @@ class VQPipeline:
         Raises:
             OSError: the disk is full, say. The folder is then as it was before.
         """
+        self._write(Path(folder))
+        self._home = (Path(folder).resolve(), self._stamp())
+
+    def _write(self, folder: Path) -> None:
         with replace_files(folder, last=PIPELINE_FILE) as staging, quiet():
             stages = list(self.prior.stages) if isinstance(self.prior, CodeCascade) else [self.prior]
             names = _stage_names(len(stages))
@@ -202,8 +206,9 @@ class VQPipeline:
             OSError: the Hub refuses or cannot be reached.
             ValueError: something may not be published; it is named.
         """
+        check_options(options)
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
+            self._write(Path(folder))
             if self._home is not None and self._home[1] == self._stamp():
                 copy_extras(self._home[0], Path(folder))
             return publish(Path(folder), repo_id, self.card_facts(), **options)
@@ -218,10 +223,12 @@ class VQPipeline:
         return {**self.vq_tokenizer.card_facts(), **own, "base_model": self.vq_tokenizer.source}
 
     def _stamp(self) -> Any:
-        """Changes when a weight of the prior is written to."""
-        states = [stage.state_dict(keep_vars=True) for stage in getattr(self.prior, "stages", [self.prior])]
-        weights = [(str(value.dtype), value._version) for state in states for value in state.values()]
-        return weights, self.vq_tokenizer.fingerprint
+        """Changes when a part is replaced, when a weight of one is written to, or how it draws by default is changed."""
+        stages = getattr(self.prior, "stages", [self.prior])
+        drawing = [stage.generation_config.to_dict() for stage in stages]
+        encoder = None if self.text_encoder is None else stamp(self.text_encoder.model)
+        words = id(self.text_tokenizer), self.text_ids_seen and list(self.text_ids_seen)
+        return [stamp(stage) for stage in stages], drawing, self.vq_tokenizer._stamp(), encoder, words
 
     # -- media
 
@@ -308,10 +315,13 @@ class VQPipeline:
 
     def to(self, device: torch.device | str) -> VQPipeline:
         """Move prior, VQ tokenizer and text encoder; returns itself."""
+        unchanged = self._home is not None and self._home[1] == self._stamp()
         self.prior.to(device)
         self.vq_tokenizer.to(device)
         if self.text_encoder is not None:
             self.text_encoder.to(device)
+        if unchanged and self._home is not None:
+            self._home = (self._home[0], self._stamp())
         return self
 
     def __repr__(self) -> str:
@@ -414,7 +424,7 @@ def _stage_names(count: int) -> list[str]:
 def _is_source(value: Any, keys: set[str]) -> bool:
     """Whether it names a repository on the Hub."""
     strings = isinstance(value, dict) and set(value) == keys and all(isinstance(each, str) for each in value.values())
-    return strings and HUB_ID.fullmatch(value["repo"]) is not None
+    return strings and HUB_ID.fullmatch(value["repo"]) is not None and is_revision(value["revision"])
 
 
 def _load_vq_tokenizer(folder: Path, facts: dict[str, Any], hub: dict[str, Any]) -> VQTokenizer:
