@@ -493,6 +493,7 @@ def test_an_implausibly_large_json_is_not_read(copied):
         ({"vq_tokenizer": "C:x"}, "inside the pipeline"),
         ({"text_ids_seen": [[0.5, 3.5]]}, "makes no sense"),
         ({"text_ids_seen": 3}, "makes no sense"),
+        ({"text_encoder_source": {"repo": "a/b", "revision": "x)](http://evil"}}, "makes no sense"),
     ],
     ids=str,
 )

@@ -24,7 +24,7 @@ from vqtok.fingerprint import check_fingerprint, stamp
 from vqtok.hub.folders import HUB_ID, fetch_folder, is_revision, replace_files
 from vqtok.hub.publish import check_options, copy_extras, publish
 from vqtok.hub.weights import MODEL_FILES, require_safetensors
-from vqtok.prior import PRIORS, CodeCascade, CodePriorModel, Known, encode_prompts
+from vqtok.prior import PRIORS, CodeCascade, CodePriorModel, Known, MaskedCodePriorModel, encode_prompts
 from vqtok.prior.features import ENCODER_FILES, TextEncoder
 from vqtok.prior.reranking import Scorer, best_first, check_keep_best
 from vqtok.prior.text import TOKENIZER_FILES, from_ranges, load_text_tokenizer, to_ranges
@@ -155,6 +155,7 @@ class VQPipeline:
                 )
             with quiet():
                 text_encoder = TextEncoder.from_pretrained(folder / TEXT_ENCODER)
+            text_encoder.source = facts.get("text_encoder_source")
         seen = facts.get("text_ids_seen")
         pipeline = cls(prior, vq_tokenizer, text_tokenizer, None if seen is None else from_ranges(seen), text_encoder)
         pipeline = pipeline if device is None else pipeline.to(device)
@@ -193,6 +194,8 @@ class VQPipeline:
                 facts["text_ids_seen"] = to_ranges(self.text_ids_seen)
             if self.vq_tokenizer.source is not None:
                 facts["vq_tokenizer_source"] = self.vq_tokenizer.source
+            if self.text_encoder is not None and self.text_encoder.source is not None:
+                facts["text_encoder_source"] = self.text_encoder.source
             write_json(staging / PIPELINE_FILE, facts)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
@@ -218,6 +221,9 @@ class VQPipeline:
         own = {"kind": "pipeline", "condition": self.prior.config.condition, "class": type(self.prior).__name__}
         stages = getattr(self.prior, "stages", [self.prior])
         own |= {"parameters": sum(parameter.numel() for stage in stages for parameter in stage.parameters())}
+        own |= {"stages": len(stages), "masked": isinstance(stages[0], MaskedCodePriorModel)}
+        if self.text_encoder is not None:
+            own["text_encoder"] = self.text_encoder.source
         if self.text_tokenizer is not None:
             own["prompt"] = _known_prompt(self.text_tokenizer, self.text_ids_seen)
         return {**self.vq_tokenizer.card_facts(), **own, "base_model": self.vq_tokenizer.source}
@@ -405,6 +411,8 @@ def _read_facts(folder: Path) -> dict[str, Any]:
             raise ValueError(f"{name['repo']} is a repository on the Hub, and a folder of that name is in the way here")
         source = facts.get("vq_tokenizer_source")
         named = named and (source is None or _is_source(source, {"repo", "revision", "fingerprint"}))
+        reader = facts.get("text_encoder_source")
+        named = named and (reader is None or _is_source(reader, {"repo", "revision"}))
         staged = isinstance(stages, list) and 1 <= len(stages) <= 64 and stages == _stage_names(len(stages))
         well_formed = named and pairs and staged and isinstance(version, int) and isinstance(fingerprint, str | None)
         if not well_formed:

@@ -2,15 +2,18 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
-from transformers import AutoModel
+from transformers import AutoFeatureExtractor, AutoModel
 
 from tests.hub.loopback import MINE
 from tests.test_pipeline import make_prior
-from tests.tiny import make_tokenizer, picture
+from tests.test_pipeline_conditions import make_encoder
+from tests.tiny import make_audio_tokenizer, make_tokenizer, picture
 from vqtok import VQPipeline, VQTokenizer
 from vqtok.hub.folders import fetch_folder
+from vqtok.prior import CodeCascade
 
 FIGURES = {
     "nats_per_code": [1.5, 2.0],
@@ -204,3 +207,47 @@ def test_a_revision_is_no_path(hub, tmp_path, revision):
     with pytest.raises(ValueError, match="revision must name"):
         fetch_folder("me/x", ["*"], revision=revision)
     assert hub.seen == [] and list(tmp_path.iterdir()) == []
+
+
+# -- every kind of pipeline comes back
+
+
+def parts_of(kind, vq_tokenizer):
+    if kind == "features":
+        encoder = make_encoder()
+        encoder.source = {"repo": "google/t5", "revision": "a" * 40}
+        fields = {"condition": "features", "feature_size": 16, "max_text_length": 12}
+        return make_prior(vq_tokenizer, **fields), {"text_encoder": encoder}
+    if kind == "cascade":
+        return CodeCascade([make_prior(vq_tokenizer, **each) for each in ({"num_levels": 1}, {"first_level": 1})]), {}
+    return make_prior(vq_tokenizer, "vqtok_masked_prior" if kind == "masked" else "vqtok_prior"), {}
+
+
+KINDS = {
+    "features": "text encoder [google/t5]", "cascade": "A cascade of 2 priors", "masked": "A masked prior", "audio": "A prior over",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_pipeline_is_pushed_and_comes_back(hub, tmp_path, kind):
+    vq_tokenizer = make_audio_tokenizer() if kind == "audio" else make_tokenizer()
+    vq_tokenizer.save_pretrained(tmp_path / "vq")
+    prior, others = parts_of(kind, vq_tokenizer)
+    pipe = VQPipeline(prior, vq_tokenizer, **others)
+    pipe.push_to_hub("me/x", token=MINE)
+    again = VQPipeline.from_pretrained("me/x")
+    words, sizes = (["one", None] if kind == "features" else None), ((120,) if kind == "audio" else (16, 24))
+    for mine, theirs in zip(*(each(words, seed=3, sizes=sizes) for each in (pipe, again)), strict=True):
+        np.testing.assert_array_equal(np.asarray(mine), np.asarray(theirs))
+    assert KINDS[kind] in hub.repos["me/x"].files()["README.md"].decode()
+    again.push_to_hub("me/again", token=MINE)
+    for name in ("config.json", "pipeline.json", "model.safetensors"):
+        one, other = (hub.repos[repo].files()[name] for repo in ("me/x", "me/again"))
+        assert one == other or name == "pipeline.json", name
+    assert KINDS[kind] in hub.repos["me/again"].files()["README.md"].decode()
+
+
+def test_the_feature_extractor_of_a_tokenizer_of_sound_comes_back(hub):
+    tokenizer = make_audio_tokenizer()
+    tokenizer.push_to_hub("me/voice", token=MINE)
+    assert AutoFeatureExtractor.from_pretrained("me/voice").to_dict() == tokenizer.processor.to_dict()

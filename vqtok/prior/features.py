@@ -68,6 +68,7 @@ class TextEncoder:
 
     Attributes:
         model, tokenizer: as given.
+        source: `{"repo", "revision"}` of the place on the Hub that it was loaded from, if it was.
 
     Raises:
         ValueError: a model that reads no text.
@@ -75,6 +76,7 @@ class TextEncoder:
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
         self.model, self.tokenizer = _checked(model).eval().requires_grad_(False), tokenizer
+        self.source: dict[str, str] | None = None
         # Of an encoder-decoder, such as BART, the encoder alone.
         self._run = model.get_encoder() if getattr(model.config, "is_encoder_decoder", False) else model
         vocab_size = self.model.get_input_embeddings().num_embeddings
@@ -100,7 +102,7 @@ class TextEncoder:
         """
         source = str(id_or_folder)
         try:
-            folder, _ = fetch_folder(id_or_folder, ENCODER_FILES, **hub)
+            folder, commit = fetch_folder(id_or_folder, ENCODER_FILES, **hub)
             model, info = _load(folder)
             tokenizer = load_text_tokenizer(folder)
         except SafetensorError as error:
@@ -114,7 +116,9 @@ class TextEncoder:
         # Memory that torch aligns itself: on that of the file, sums can be rounded otherwise than they were in training.
         for parameter in model.parameters():
             parameter.data = parameter.data.clone()
+        model.config.name_or_path = source
         encoder = cls(model, tokenizer)
+        encoder.source = None if commit is None else {"repo": source, "revision": commit}
         return encoder if device is None else encoder.to(device)
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
