@@ -280,6 +280,14 @@ def test_a_damaged_text_tokenizer_is_named(pipeline, reading, saved, name, text)
             VQPipeline.from_pretrained(folder)
 
 
+def test_a_text_tokenizer_is_read_from_its_own_folder(reading, tmp_path):
+    """transformers would take this one instead of the one beside the config."""
+    shutil.copy(reading / "text_encoder/tokenizer.json", tmp_path / "tokenizer.4.0.0.json")
+    edit(reading / "text_encoder/tokenizer_config.json", fast_tokenizer_files=["../../tokenizer.4.0.0.json"])
+    with pytest.raises(ValueError, match="fast_tokenizer_files must name files beside it"):
+        VQPipeline.from_pretrained(reading)
+
+
 # -- nothing is allocated that the files do not pay for
 
 

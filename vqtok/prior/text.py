@@ -33,6 +33,11 @@ def load_text_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     for path in sorted(folder.glob("*token*.json")):
         if path.name in TOKENIZER_FILES:
             read_json(path)
+    files = read_json(folder / "tokenizer_config.json").get("fast_tokenizer_files") or []
+    if not isinstance(files, list) or not all(isinstance(file, str) and Path(file).name == file for file in files):
+        raise ValueError(
+            f"{folder / 'tokenizer_config.json'}: fast_tokenizer_files must name files beside it, got {files!r}: remove it"
+        )
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # whatever wrong values lead to; the parser of tokenizers raises bare exceptions
