@@ -14,22 +14,17 @@ from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModel,
-    BartConfig,
-    BartModel,
     PreTrainedConfig,
-    PreTrainedModel,
 )
 
 from tests.hub.loopback import MINE
 from tests.test_pipeline import make_prior
-from tests.test_pipeline_conditions import TOKENIZER, make_encoder
 from tests.tiny import CONFIG, assert_same_codes, make_tokenizer, picture, vectors
 from vqtok import VQPipeline, VQTokenizer
 from vqtok.hub.weights import INDEX, WEIGHTS
 from vqtok.image import ImageVQConfig, ImageVQModel
 from vqtok.image import image_processing_image_vq as processing
 from vqtok.prior import CodePriorConfig, CodePriorModel
-from vqtok.prior.features import TextEncoder
 
 
 @pytest.fixture(scope="module")
@@ -44,21 +39,6 @@ def pipeline_folder(tmp_path_factory, saved):
 def pipeline(pipeline_folder, tmp_path):
     """The same folder, to spoil."""
     return shutil.copytree(pipeline_folder, tmp_path / "pipeline")
-
-
-@pytest.fixture(scope="module")
-def reading_folder(tmp_path_factory, saved):
-    """A pipeline whose prompts a frozen text encoder reads."""
-    folder = tmp_path_factory.mktemp("reading")
-    vq_tokenizer = VQTokenizer.from_pretrained(saved)
-    prior = make_prior(vq_tokenizer, condition="features", feature_size=16, max_text_length=12)
-    VQPipeline(prior, vq_tokenizer, text_encoder=make_encoder()).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def reading(reading_folder, tmp_path):
-    return shutil.copytree(reading_folder, tmp_path / "reading")
 
 
 def edit(path, **fields):
@@ -195,108 +175,7 @@ def test_kernels_from_the_hub_are_refused(hub, copied, pipeline, fields, place):
     assert hub.seen == []
 
 
-@pytest.mark.parametrize("fields", KERNELS, ids=str)
-def test_kernels_of_a_text_encoder_are_refused(hub, reading, fields):
-    edit(reading / "text_encoder/config.json", **fields)
-    with pytest.raises(ValueError, match="evil/kernel.*names code outside transformers, which vqtok never loads"):
-        VQPipeline.from_pretrained(reading)
-    assert hub.seen == []
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"transformers_weights": "adapter_model.bin"},
-        {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}},
-        {"text_config": {"transformers_weights": "x.bin"}},
-        {"use_timm_backbone": True},
-    ],
-    ids=str,
-)
-def test_a_text_encoder_is_nothing_but_the_plain_weights_of_its_folder(hub, reading, fields, loader_is_not_reached):
-    edit(reading / "text_encoder/config.json", **fields)
-    (reading / "text_encoder/adapter_model.bin").write_bytes(pickle.dumps(Touch(reading / "touched")))
-    with pytest.raises(ValueError, match="only the plain weights of the folder are loaded: remove it"):
-        TextEncoder.from_pretrained(reading / "text_encoder")
-    assert not (reading / "touched").exists() and hub.seen == []
-
-
-def test_a_pickle_in_the_place_of_a_text_encoder(reading):
-    (reading / "text_encoder" / WEIGHTS).unlink()
-    (reading / "text_encoder/pytorch_model.bin").write_bytes(pickle.dumps(Touch(reading / "touched")))
-    with pytest.raises(OSError, match="only pytorch_model.bin, a pickle, which vqtok never loads"):
-        VQPipeline.from_pretrained(reading)
-    assert not (reading / "touched").exists()
-
-
-ADAPTER = {"base_model_name_or_path": "evil/base", "peft_type": "LORA", "r": 1, "target_modules": ["x"]}
-
-
-def test_adapters_are_refused(hub, copied, pipeline, reading):
-    """transformers would load their weights over the model's: the same fingerprint, and other codes."""
-    loads = [
-        (VQTokenizer, copied, "."),
-        (AutoModel, copied, "."),
-        (VQPipeline, pipeline, "."),
-        (VQPipeline, reading, "text_encoder"),
-    ]
-    for load, folder, place in loads:
-        (folder / place / "adapter_config.json").write_text(json.dumps(ADAPTER))
-        with pytest.raises(ValueError, match="has an adapter_config.json, and adapters are never loaded"):
-            load.from_pretrained(folder)
-    assert hub.seen == []
-
-
-def test_what_a_pipeline_does_not_consist_of_is_not_downloaded(hub, reading):
-    for name in (
-        "text_encoder/adapter_config.json",
-        "tokenizer_of_mine/x.json",
-        "deep/er/x.model",
-        "vq_tokenizer/x.json",
-    ):
-        (reading / name).parent.mkdir(parents=True, exist_ok=True)
-        (reading / name).write_text("{}")
-    files = {path.relative_to(reading).as_posix(): path.read_bytes() for path in reading.rglob("*") if path.is_file()}
-    hub.add("me/reading", files)
-    assert len(VQPipeline.from_pretrained("me/reading")(["one"], sizes=(16, 24), seed=0)) == 1
-    asked = [seen.path for seen in hub.seen]
-    assert [path for path in asked if path.endswith("text_encoder/model.safetensors")]
-    assert [path for path in asked if "adapter" in path or path.endswith(("x.json", "x.model"))] == []
-
-
-@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
-@pytest.mark.parametrize(
-    "text", ["[" * 100_000, "[]", '{"model": 3}', '{"added_tokens_decoder": [1], "version": 3}'], ids=lambda t: t[:20]
-)
-def test_a_damaged_text_tokenizer_is_named(pipeline, reading, saved, name, text):
-    vq_tokenizer = VQTokenizer.from_pretrained(saved)
-    told = make_prior(vq_tokenizer, condition="text", text_size=len(TOKENIZER), max_text_length=12)
-    VQPipeline(told, vq_tokenizer, TOKENIZER).save_pretrained(pipeline)
-    for folder, place in ((pipeline, "."), (reading, "text_encoder")):
-        if name == "tokenizer_config.json" and text.startswith('{"model"'):
-            continue  # a field that nobody reads
-        (folder / place / name).write_text(text)
-        with pytest.raises(ValueError, match=f"{name}|text tokenizer is damaged"):
-            VQPipeline.from_pretrained(folder)
-
-
-def test_a_text_tokenizer_is_read_from_its_own_folder(reading, tmp_path):
-    """transformers would take this one instead of the one beside the config."""
-    shutil.copy(reading / "text_encoder/tokenizer.json", tmp_path / "tokenizer.4.0.0.json")
-    edit(reading / "text_encoder/tokenizer_config.json", fast_tokenizer_files=["../../tokenizer.4.0.0.json"])
-    with pytest.raises(ValueError, match="fast_tokenizer_files must name files beside it"):
-        VQPipeline.from_pretrained(reading)
-
-
 # -- nothing is allocated that the files do not pay for
-
-
-@pytest.fixture
-def loader_is_not_reached(monkeypatch):
-    def reached(*args, **kwargs):
-        raise AssertionError("the weights would be allocated now")
-
-    monkeypatch.setattr(PreTrainedModel, "from_pretrained", classmethod(reached))
 
 
 LARGE = {"hidden_size": 4096, "residual_size": 4096, "num_residual_layers": 64}
@@ -336,29 +215,6 @@ def test_nor_for_a_large_prior(pipeline, fields, load, loader_is_not_reached, mo
     edit(pipeline / "config.json", backbone_config={**backbone, **fields})
     with pytest.raises(ValueError, match="weights do not fit the config|numbers, more than"):
         load.from_pretrained(pipeline)
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [{"vocab_size": 100_000_000}, {"num_layers": 65_536}, {"d_ff": 1 << 40}, {"d_model": "x"}, {"num_heads": 0}],
-    ids=str,
-)
-def test_nor_for_a_large_text_encoder(reading, fields, loader_is_not_reached):
-    edit(reading / "text_encoder/config.json", **fields)
-    with pytest.raises(
-        ValueError, match="weights do not fit the config|can be built|cannot be loaded as a text encoder"
-    ):
-        TextEncoder.from_pretrained(reading / "text_encoder")
-
-
-@pytest.mark.parametrize("field", ["encoder_layers", "decoder_layers"])
-def test_nor_for_both_halves_of_a_text_encoder(tmp_path, field, loader_is_not_reached):
-    BartModel(BartConfig(vocab_size=300, d_model=8, encoder_layers=1, decoder_layers=1, encoder_attention_heads=1,
-                         decoder_attention_heads=1, encoder_ffn_dim=8, decoder_ffn_dim=8)).save_pretrained(tmp_path)  # fmt: skip
-    TOKENIZER.save_pretrained(tmp_path)
-    edit(tmp_path / "config.json", **{field: 10**6})
-    with pytest.raises(ValueError, match="1000000 layers, and the file holds"):
-        TextEncoder.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(
