@@ -94,6 +94,7 @@ def test_kernels_of_a_text_encoder_are_refused(hub, reading, fields):
         {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}},
         {"text_config": {"transformers_weights": "x.bin"}},
         {"use_timm_backbone": True},
+        {"model_type": "grounding-dino", "backbone": "evil/backbone"},
     ],
     ids=str,
 )
@@ -103,6 +104,13 @@ def test_a_text_encoder_is_nothing_but_the_plain_weights_of_its_folder(hub, read
     with pytest.raises(ValueError, match="only the plain weights of the folder are loaded: remove it"):
         TextEncoder.from_pretrained(reading / "text_encoder")
     assert not (reading / "touched").exists() and hub.seen == []
+
+
+def test_a_backbone_of_a_prior_names_no_other_repository(hub, parts):
+    edit(parts / "text/config.json", backbone_config={"model_type": "grounding-dino", "backbone": "evil/backbone"})
+    with pytest.raises(ValueError, match="only the plain weights of the folder are loaded: remove it"):
+        VQPipeline.from_pretrained(parts / "text")
+    assert hub.seen == []
 
 
 def test_a_pickle_in_the_place_of_a_text_encoder(reading):

@@ -15,6 +15,10 @@ _BASE_KEYS = frozenset(
     ["model_type", "name_or_path", "torch_dtype", "attn_implementation", "experts_implementation", "output_attentions"]
     + ["num_labels", "use_return_dict", "auto_map"]
 )
+# By these transformers takes other weights than the folder's, asks the Hub for another repository, or reads weights another way.
+_ELSEWHERE = frozenset(
+    ["transformers_weights", "quantization_config", "backbone", "use_pretrained_backbone", "use_timm_backbone"]
+)
 
 
 @strict
@@ -73,8 +77,10 @@ def refuse_code(value: Any, where: str, key: str = "", depth: int = 0) -> None:
     """Kernels of attention and of experts can be named by repository, and would be downloaded and run.
 
     Raises:
-        ValueError: a field names one; or the value, JSON of a config, is nested deeper than any config is.
+        ValueError: a field names one, or weights elsewhere; or the value, JSON of a config, is nested deeper than any config is.
     """
+    if key in _ELSEWHERE and value:
+        raise ValueError(f"{where} has {key}, and only the plain weights of the folder are loaded: remove it")
     if depth > 16:
         raise ValueError(f"{where} is nested more than 16 deep: no config of vqtok is")
     if isinstance(value, str) and ("implementation" in key or "kernel" in key) and not value.replace("_", "").isalnum():

@@ -54,8 +54,6 @@ _LOADING = (
     ArithmeticError,
     StrictDataclassError,
 )
-# Fields of a config by which transformers takes other weights than the folder's, or another way to read them.
-_REDIRECTING = ("transformers_weights", "quantization_config", "use_pretrained_backbone", "use_timm_backbone")
 
 
 class TextEncoder:
@@ -177,13 +175,7 @@ class TextEncoder:
 def _load(folder: Path) -> tuple[Any, dict[str, Any]]:
     """The model, and what transformers says about its weights; all is checked that can be before anything is allocated."""
     require_safetensors(folder)
-    fields = read_json(folder / "config.json")
-    refuse_code(fields, "config.json")
-    for part in _mappings(fields):
-        if found := [name for name in _REDIRECTING if part.get(name)]:
-            raise ValueError(
-                f"config.json has {found[0]}, and only the plain weights of the folder are loaded: remove it"
-            )
+    refuse_code(read_json(folder / "config.json"), "config.json")
     config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     if config.model_type == "clip":  # the text half of both
         model_class, config = CLIPTextModel, config.text_config
@@ -195,15 +187,6 @@ def _load(folder: Path) -> tuple[Any, dict[str, Any]]:
     options = {"dtype": torch.float32, "use_safetensors": True, "local_files_only": True}
     model, info = model_class.from_pretrained(folder, config=config, output_loading_info=True, **options)
     return _checked(model), info
-
-
-def _mappings(value: Any) -> Iterator[Mapping[str, Any]]:
-    """The JSON object, and every one inside it."""
-    if isinstance(value, Mapping):
-        yield value
-    if isinstance(value, Mapping | list):
-        for each in value.values() if isinstance(value, Mapping) else value:
-            yield from _mappings(each)
 
 
 def _check_reads(model_class: Any, config: Any) -> None:
