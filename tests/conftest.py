@@ -126,3 +126,14 @@ def copied(saved, tmp_path):
     for path in saved.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     return tmp_path
+
+
+@pytest.fixture
+def loader_is_not_reached(monkeypatch):
+    """Fails the test when weights would be allocated."""
+    from transformers import PreTrainedModel  # not before the environment is set
+
+    def reached(*args, **kwargs):
+        raise AssertionError("the weights would be allocated now")
+
+    monkeypatch.setattr(PreTrainedModel, "from_pretrained", classmethod(reached))

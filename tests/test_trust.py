@@ -10,7 +10,12 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    PreTrainedConfig,
+)
 
 from tests.hub.loopback import MINE
 from tests.test_pipeline import make_prior
@@ -173,14 +178,6 @@ def test_kernels_from_the_hub_are_refused(hub, copied, pipeline, fields, place):
 # -- nothing is allocated that the files do not pay for
 
 
-@pytest.fixture
-def loader_is_not_reached(monkeypatch):
-    def reached(*args, **kwargs):
-        raise AssertionError("the weights would be allocated now")
-
-    monkeypatch.setattr(PreTrainedModel, "from_pretrained", classmethod(reached))
-
-
 LARGE = {"hidden_size": 4096, "residual_size": 4096, "num_residual_layers": 64}
 
 
@@ -331,6 +328,16 @@ def test_what_is_no_json_object_is_named(copied, name, text):
         VQTokenizer.from_pretrained(copied)
 
 
+@pytest.mark.parametrize("name", ["pipeline.json", "config.json"])
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, "[]", "", '{"model_type": ["x"]}', '{"a": ' * 5000], ids=lambda text: repr(text[:9])
+)
+def test_nor_in_a_pipeline(pipeline, name, text):
+    (pipeline / name).write_text(text)
+    with pytest.raises(ValueError, match=f"{name}"):
+        VQPipeline.from_pretrained(pipeline)
+
+
 def test_an_implausibly_large_json_is_not_read(copied):
     with (copied / "config.json").open("r+b") as file:
         file.truncate(1 << 30)
@@ -345,8 +352,12 @@ def test_an_implausibly_large_json_is_not_read(copied):
         ({"vq_tokenizer": {"repo": "vq_tokenizer", "revision": "main"}}, "makes no sense"),
         ({"vq_tokenizer": {"repo": "../vq", "revision": "main"}}, "makes no sense"),
         ({"vq_tokenizer": {"repo": "me/vq", "revision": 3}}, "makes no sense"),
+        ({"vq_tokenizer": {"repo": "me/vq", "revision": "../../../../pwned"}}, "makes no sense"),
         ({"vq_tokenizer_source": {"repo": "http://evil", "revision": "main", "fingerprint": "f"}}, "makes no sense"),
         ({"vq_tokenizer": "C:x"}, "inside the pipeline"),
+        ({"text_ids_seen": [[0.5, 3.5]]}, "makes no sense"),
+        ({"text_ids_seen": 3}, "makes no sense"),
+        ({"text_encoder_source": {"repo": "a/b", "revision": "x)](http://evil"}}, "makes no sense"),
     ],
     ids=str,
 )

@@ -15,6 +15,10 @@ _BASE_KEYS = frozenset(
     ["model_type", "name_or_path", "torch_dtype", "attn_implementation", "experts_implementation", "output_attentions"]
     + ["num_labels", "use_return_dict", "auto_map"]
 )
+# By these transformers takes other weights than the folder's, asks the Hub for another repository, or reads weights another way.
+_ELSEWHERE = frozenset(
+    ["transformers_weights", "quantization_config", "backbone", "use_pretrained_backbone", "use_timm_backbone"]
+)
 
 
 @strict
@@ -56,7 +60,7 @@ class VQConfig(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As transformers does, for what came out of a file: one that names code on the Hub is refused."""
-        _refuse_code(config_dict, cls.__name__)
+        refuse_code(config_dict, cls.__name__)
         try:
             return super().from_dict(config_dict, **kwargs)
         except (TypeError, LookupError, AttributeError) as error:
@@ -69,8 +73,14 @@ class VQConfig(PreTrainedConfig):
         super().__setattr__(key, _with_lists(value))
 
 
-def _refuse_code(value: Any, where: str, key: str = "", depth: int = 0) -> None:
-    """Kernels of attention and of experts can be named by repository, and would be downloaded and run."""
+def refuse_code(value: Any, where: str, key: str = "", depth: int = 0) -> None:
+    """Kernels of attention and of experts can be named by repository, and would be downloaded and run.
+
+    Raises:
+        ValueError: a field names one, or weights elsewhere; or the value, JSON of a config, is nested deeper than any config is.
+    """
+    if key in _ELSEWHERE and value:
+        raise ValueError(f"{where} has {key}, and only the plain weights of the folder are loaded: remove it")
     if depth > 16:
         raise ValueError(f"{where} is nested more than 16 deep: no config of vqtok is")
     if isinstance(value, str) and ("implementation" in key or "kernel" in key) and not value.replace("_", "").isalnum():
@@ -81,7 +91,7 @@ def _refuse_code(value: Any, where: str, key: str = "", depth: int = 0) -> None:
     for name, each in named:
         is_inside = "implementation" in key or "kernel" in key  # {"attn_implementation": {"backbone_config": ...}}
         inherited = key if is_inside else str(name)
-        _refuse_code(each, where, inherited, depth + 1)
+        refuse_code(each, where, inherited, depth + 1)
 
 
 def _with_lists(value: Any) -> Any:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def fingerprint(fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
@@ -29,6 +29,15 @@ def fingerprint(fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str
         digest.update(f"\n{name}:{tuple(value.shape)}:{kind}\n".encode())
         digest.update(value.contiguous().numpy().astype(kind).tobytes())
     return digest.hexdigest()
+
+
+def stamp(model: nn.Module) -> Any:
+    """What changes when a tensor of a model is written to (torch counts) or replaced, or the model is another one."""
+    try:
+        tensors = model.state_dict(keep_vars=True).values()
+        return id(model), [(str(value.dtype), value.data_ptr(), value._version) for value in tensors]
+    except RuntimeError:  # tensors made under inference_mode are not counted
+        return object()
 
 
 def check_fingerprint(expected: str | None, found: str | None, what: str) -> None:

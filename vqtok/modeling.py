@@ -306,7 +306,7 @@ def load_checked(from_pretrained: Callable[..., Any], source: Any, *args: Any, *
             config = (
                 config if isinstance(config, PreTrainedConfig) else model_class.config_class.from_pretrained(source)
             )
-            _check_shapes(model_class, config, weight_shapes(source), source)
+            check_shapes(model_class, config, weight_shapes(source), source)
             _check_generation_config(source)
         # Mismatches are not ignored, they are collected: transformers' own error does not name them.
         ours = {"output_loading_info": True, "use_safetensors": True, "ignore_mismatched_sizes": True}
@@ -338,7 +338,9 @@ def count_on_meta(model_class: Any, config: Any) -> tuple[int, dict[str, tuple[i
     """
     try:
         with initialization.no_init_weights(), initialization.meta_device_safe_creation_ops(), torch.device("meta"):
-            state = model_class(config).state_dict(keep_vars=True)
+            model = model_class(config)
+            model.tie_weights()  # where nothing is initialised, nothing is tied
+            state = model.state_dict(keep_vars=True)
     except (ValueError, ImportError):
         raise
     except Exception as error:  # backbones of transformers raise whatever wrong values lead to
@@ -361,12 +363,22 @@ def check_size(model_class: Any, config: Any) -> None:
         )
 
 
-def _check_shapes(model_class: Any, config: Any, held: dict[str, tuple[int, ...]], source: Any) -> None:
-    """Refuse what does not fit, or what asks for more than the file holds.
+def check_shapes(
+    model_class: Any, config: Any, held: dict[str, tuple[int, ...]], source: Any, unused: tuple[str, ...] = ()
+) -> None:
+    """Refuse what does not fit, or what asks for more than the file holds, before anything is allocated.
 
     Names alone decide nothing here: transformers renames and joins tensors of some backbones while it loads.
+
+    Args:
+        held: shapes that the files hold (see `weight_shapes`).
+        unused: how names begin of what the files may lack.
+
+    Raises:
+        ValueError: naming `source` and the tensors.
     """
-    layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
+    text = config.get_text_config()
+    layers = max(getattr(text, name, None) or 0 for name in ("num_hidden_layers", "encoder_layers", "decoder_layers"))
     if layers > len(held):  # each would have a tensor at least; building so many would take minutes
         raise ValueError(
             f"{source}: the weights do not fit the config: {layers} layers, and the file holds {len(held)} tensors"
@@ -374,6 +386,7 @@ def _check_shapes(model_class: Any, config: Any, held: dict[str, tuple[int, ...]
     needed, wanted = count_on_meta(model_class, config)
     wrong = [f"{key} {held[key]} instead of {shape}" for key, shape in wanted.items() if held.get(key, shape) != shape]
     missing, unknown = sorted(wanted.keys() - held.keys()), sorted(held.keys() - wanted.keys())
+    needed -= sum(math.prod(shape) for key, shape in wanted.items() if key.startswith(unused) and key not in held)
     if wrong or needed > sum(math.prod(shape) for shape in held.values()):
         _refuse(source, {"missing_keys": missing, "mismatched_keys": wrong, "unexpected_keys": unknown})
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -14,30 +13,32 @@ import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from vqtok.auto import VQTokenizer
+from vqtok.auto.rooms import FILES as TOKENIZER_FOLDER
 from vqtok.auto.rooms import quiet
 from vqtok.codes import Codes
-from vqtok.files import write_json
-from vqtok.fingerprint import check_fingerprint
-from vqtok.hub.folders import HUB_ID, fetch_folder, replace_files
-from vqtok.hub.publish import copy_extras, publish
-from vqtok.hub.weights import require_safetensors
-from vqtok.prior import PRIORS, CodeCascade, CodePriorModel, Known, encode_prompts
-from vqtok.prior.features import TextEncoder
+from vqtok.files import read_json, write_json
+from vqtok.fingerprint import check_fingerprint, stamp
+from vqtok.hub.folders import HUB_ID, fetch_folder, is_revision, replace_files
+from vqtok.hub.publish import check_options, copy_extras, publish
+from vqtok.hub.weights import MODEL_FILES, require_safetensors
+from vqtok.prior import PRIORS, CodeCascade, CodePriorModel, Known, MaskedCodePriorModel, encode_prompts
+from vqtok.prior.features import ENCODER_FILES, TextEncoder
 from vqtok.prior.reranking import Scorer, best_first, check_keep_best
-from vqtok.prior.text import from_ranges, to_ranges
+from vqtok.prior.text import TOKENIZER_FILES, from_ranges, load_text_tokenizer, to_ranges
 
 FORMAT = 1
 PIPELINE_FILE = "pipeline.json"
 TEXT_ENCODER = "text_encoder"  # its folder
 # What a pipeline's folder consists of, for downloads: no samples, no checkpoints.
 FILES = (
-    *(PIPELINE_FILE, "config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json"),
-    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model"),
-    *("vq_tokenizer/*.json", "vq_tokenizer/model*.safetensors", "stage_*/*.json", "stage_*/model*.safetensors"),
-    *(f"text_encoder/{name}" for name in ("*.json", "model*.safetensors", "vocab*", "merges.txt", "*.model")),
+    *(PIPELINE_FILE, *MODEL_FILES),
+    *TOKENIZER_FILES,
+    *(f"vq_tokenizer/{name}" for name in TOKENIZER_FOLDER),
+    *(f"stage_[0-9]*/{name}" for name in MODEL_FILES),
+    *(f"{TEXT_ENCODER}/{name}" for name in ENCODER_FILES),
 )
 
 
@@ -145,11 +146,7 @@ class VQPipeline:
         prior = stages[0] if len(stages) == 1 else CodeCascade(stages)
         text_tokenizer = None
         if prior.config.condition == "text":
-            if not (folder / "tokenizer_config.json").is_file():
-                raise FileNotFoundError(
-                    f"{folder} has no tokenizer_config.json: save the pipeline again with save_pretrained"
-                )
-            text_tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            text_tokenizer = load_text_tokenizer(folder)
         text_encoder = None
         if prior.config.condition == "features":
             if not (folder / TEXT_ENCODER).is_dir():
@@ -158,6 +155,7 @@ class VQPipeline:
                 )
             with quiet():
                 text_encoder = TextEncoder.from_pretrained(folder / TEXT_ENCODER)
+            text_encoder.source = facts.get("text_encoder_source")
         seen = facts.get("text_ids_seen")
         pipeline = cls(prior, vq_tokenizer, text_tokenizer, None if seen is None else from_ranges(seen), text_encoder)
         pipeline = pipeline if device is None else pipeline.to(device)
@@ -170,6 +168,10 @@ class VQPipeline:
         Raises:
             OSError: the disk is full, say. The folder is then as it was before.
         """
+        self._write(Path(folder))
+        self._home = (Path(folder).resolve(), self._stamp())
+
+    def _write(self, folder: Path) -> None:
         with replace_files(folder, last=PIPELINE_FILE) as staging, quiet():
             stages = list(self.prior.stages) if isinstance(self.prior, CodeCascade) else [self.prior]
             names = _stage_names(len(stages))
@@ -192,6 +194,8 @@ class VQPipeline:
                 facts["text_ids_seen"] = to_ranges(self.text_ids_seen)
             if self.vq_tokenizer.source is not None:
                 facts["vq_tokenizer_source"] = self.vq_tokenizer.source
+            if self.text_encoder is not None and self.text_encoder.source is not None:
+                facts["text_encoder_source"] = self.text_encoder.source
             write_json(staging / PIPELINE_FILE, facts)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
@@ -205,8 +209,9 @@ class VQPipeline:
             OSError: the Hub refuses or cannot be reached.
             ValueError: something may not be published; it is named.
         """
+        check_options(options)
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
+            self._write(Path(folder))
             if self._home is not None and self._home[1] == self._stamp():
                 copy_extras(self._home[0], Path(folder))
             return publish(Path(folder), repo_id, self.card_facts(), **options)
@@ -216,15 +221,20 @@ class VQPipeline:
         own = {"kind": "pipeline", "condition": self.prior.config.condition, "class": type(self.prior).__name__}
         stages = getattr(self.prior, "stages", [self.prior])
         own |= {"parameters": sum(parameter.numel() for stage in stages for parameter in stage.parameters())}
+        own |= {"stages": len(stages), "masked": isinstance(stages[0], MaskedCodePriorModel)}
+        if self.text_encoder is not None:
+            own["text_encoder"] = self.text_encoder.source
         if self.text_tokenizer is not None:
             own["prompt"] = _known_prompt(self.text_tokenizer, self.text_ids_seen)
         return {**self.vq_tokenizer.card_facts(), **own, "base_model": self.vq_tokenizer.source}
 
     def _stamp(self) -> Any:
-        """Changes when a weight of the prior is written to."""
-        states = [stage.state_dict(keep_vars=True) for stage in getattr(self.prior, "stages", [self.prior])]
-        weights = [(str(value.dtype), value._version) for state in states for value in state.values()]
-        return weights, self.vq_tokenizer.fingerprint
+        """Changes when a part is replaced, when a weight of one is written to, or how it draws by default is changed."""
+        stages = getattr(self.prior, "stages", [self.prior])
+        drawing = [stage.generation_config.to_dict() for stage in stages]
+        encoder = None if self.text_encoder is None else stamp(self.text_encoder.model)
+        words = id(self.text_tokenizer), self.text_ids_seen and list(self.text_ids_seen)
+        return [stamp(stage) for stage in stages], drawing, self.vq_tokenizer._stamp(), encoder, words
 
     # -- media
 
@@ -311,10 +321,13 @@ class VQPipeline:
 
     def to(self, device: torch.device | str) -> VQPipeline:
         """Move prior, VQ tokenizer and text encoder; returns itself."""
+        unchanged = self._home is not None and self._home[1] == self._stamp()
         self.prior.to(device)
         self.vq_tokenizer.to(device)
         if self.text_encoder is not None:
             self.text_encoder.to(device)
+        if unchanged and self._home is not None:
+            self._home = (self._home[0], self._stamp())
         return self
 
     def __repr__(self) -> str:
@@ -387,16 +400,19 @@ def _read_facts(folder: Path) -> dict[str, Any]:
             f"{folder} has no {PIPELINE_FILE} and is no pipeline: a tokenizer alone is loaded with VQTokenizer.from_pretrained"
         )
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts = read_json(path)
         version, stages, name = facts["format"], facts["stages"], facts["vq_tokenizer"]
         seen, fingerprint = facts.get("text_ids_seen") or [], facts["fingerprint"]
-        pairs = all(len(pair) == 2 and 0 <= pair[0] <= pair[1] < 1 << 22 for pair in seen)
+        pairs = all(len(pair) == 2 and all(type(each) is int for each in pair) for pair in seen)
+        pairs = pairs and all(0 <= first <= last < 1 << 22 for first, last in seen)
         pairs = pairs and sum(last - first + 1 for first, last in seen) <= 1 << 22
         named = isinstance(name, str) or _is_source(name, {"repo", "revision"})
         if isinstance(name, dict) and named and Path(name["repo"]).exists():
             raise ValueError(f"{name['repo']} is a repository on the Hub, and a folder of that name is in the way here")
         source = facts.get("vq_tokenizer_source")
         named = named and (source is None or _is_source(source, {"repo", "revision", "fingerprint"}))
+        reader = facts.get("text_encoder_source")
+        named = named and (reader is None or _is_source(reader, {"repo", "revision"}))
         staged = isinstance(stages, list) and 1 <= len(stages) <= 64 and stages == _stage_names(len(stages))
         well_formed = named and pairs and staged and isinstance(version, int) and isinstance(fingerprint, str | None)
         if not well_formed:
@@ -416,7 +432,7 @@ def _stage_names(count: int) -> list[str]:
 def _is_source(value: Any, keys: set[str]) -> bool:
     """Whether it names a repository on the Hub."""
     strings = isinstance(value, dict) and set(value) == keys and all(isinstance(each, str) for each in value.values())
-    return strings and HUB_ID.fullmatch(value["repo"]) is not None
+    return strings and HUB_ID.fullmatch(value["repo"]) is not None and is_revision(value["revision"])
 
 
 def _load_vq_tokenizer(folder: Path, facts: dict[str, Any], hub: dict[str, Any]) -> VQTokenizer:
@@ -437,8 +453,8 @@ def _load_prior(folder: Path, dtype: torch.dtype | str | None) -> CodePriorModel
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} has no config.json: save the pipeline again with save_pretrained")
     require_safetensors(folder)
-    model_type = PreTrainedConfig.get_config_dict(folder)[0].get("model_type")
-    if model_type not in PRIORS:
+    model_type = read_json(folder / "config.json").get("model_type")
+    if not isinstance(model_type, str) or model_type not in PRIORS:
         raise ValueError(
             f"{folder / 'config.json'} is of model_type {model_type!r}, which is no prior ({', '.join(PRIORS)})"
         )

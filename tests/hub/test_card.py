@@ -1,5 +1,8 @@
 """Cards say what was measured, and their header is YAML that the Hub reads."""
 
+import ast
+import re
+
 import pytest
 import yaml
 
@@ -108,7 +111,9 @@ def test_what_was_not_measured_is_not_said():
         ("tokenizer", "image", None, "image-feature-extraction"),
         ("tokenizer", "audio", None, "feature-extraction"),
         ("pipeline", "image", "text", "text-to-image"),
-        ("pipeline", "image", "class", "unconditional-image-generation"),
+        ("pipeline", "image", "none", "unconditional-image-generation"),
+        ("pipeline", "image", "class", None),
+        ("pipeline", "image", "codes", None),
         ("pipeline", "audio", "text", "text-to-audio"),
         ("pipeline", "audio", "none", None),
         ("model", "prior", None, None),
@@ -123,3 +128,29 @@ def test_tags_are_honest(kind, modality, condition, tag):
 def test_sounds_and_pictures_are_shown():
     card = render("me/x", {"kind": "tokenizer", "modality": "audio"}, samples=["samples/a.png", "samples/b.wav"])
     assert "![a](samples/a.png)" in card and '<audio controls src="samples/b.wav"></audio>' in card
+
+
+@pytest.mark.parametrize("prompt", ["a child's drawing", 'a "red" three', 'it\'s "so" \\n', "über", None])
+@pytest.mark.parametrize("condition", ["text", "features", "class", "codes", "none"])
+def test_the_snippet_is_python_and_knows_its_names(condition, prompt):
+    card = render("me/x", {"kind": "pipeline", "modality": "image", "condition": condition, "prompt": prompt})
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.S)
+    tree = ast.parse(code)
+    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    made = {node.id for node in names if isinstance(node.ctx, ast.Store)}
+    made |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert {node.id for node in names if isinstance(node.ctx, ast.Load)} <= made
+    if condition in ("text", "features"):
+        assert [prompt or "..."] in [ast.literal_eval(node) for node in ast.walk(tree) if isinstance(node, ast.List)]
+
+
+def test_a_pipelines_card_names_its_parts():
+    facts = {"kind": "pipeline", "modality": "image", "condition": "features"}
+    place = {"repo": "google/t5", "revision": "a" * 40}
+    card = render("me/x", {**facts, "stages": 2, "text_encoder": place})
+    assert "A cascade of 2 priors, coarse to fine, over the codes" in card
+    assert (
+        f"the text encoder [google/t5](https://huggingface.co/google/t5/tree/{'a' * 40})" in card and "licence" in card
+    )
+    assert "a text encoder made elsewhere" in render("me/x", facts)
+    assert "A masked prior over" in render("me/x", {**facts, "condition": "none", "stages": 1, "masked": True})

@@ -46,6 +46,22 @@ def test_ours_is_replaced_and_what_stands_around_it_stays():
     assert merge_cards(NEW, None, merged) == merged
 
 
+def test_tags_and_data_of_an_older_card_of_ours_do_not_live_on():
+    """A tokenizer's repository that holds a pipeline now."""
+    training = {"arguments": {"dataset": "me/cats"}}
+    old = render("me/x", {**FACTS, "datasets": ["me/cats"]}, training=training)
+    old = old.replace("- me/cats\n", "- me/cats\n- me/dogs\n").replace(
+        "- image-tokenization\n", "- image-tokenization\n- mine\n"
+    )
+    assert fields(old)["datasets"] == ["me/cats", "me/dogs"]
+    new = render("me/x", {"kind": "pipeline", "modality": "image", "condition": "none"})
+    merged = fields(merge_cards(new, None, old))
+    assert merged["tags"] == ["vqtok", "vq-vae", "mine"] and merged["datasets"] == ["me/dogs"]
+    theirs = front({"tags": ["image-tokenization"], "datasets": ["me/cats"]}) + "A person's.\n"
+    merged = fields(merge_cards(new, None, theirs))
+    assert "image-tokenization" in merged["tags"] and merged["datasets"] == ["me/cats"]
+
+
 def test_a_card_of_a_person_goes_behind_ours_as_a_whole():
     merged = merge_cards(NEW, None, "---\nlicense: mit\nlibrary_name: timm\n---\n# Mine\n\nAll mine.\n")
     assert merged.endswith(f"{END}\n\n# Mine\n\nAll mine.\n")

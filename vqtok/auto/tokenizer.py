@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from vqtok.codes import CodeLayout, Codes
-from vqtok.fingerprint import check_fingerprint, fingerprint
+from vqtok.fingerprint import check_fingerprint, fingerprint, stamp
 from vqtok.hub.folders import config_folder, fetch_folder, replace_files
-from vqtok.hub.publish import copy_extras, publish
+from vqtok.hub.publish import check_options, copy_extras, publish
 from vqtok.modeling import VQPreTrainedModel, check_size, evaluating
 
 from .batches import default_batch_size, group_by_shape
@@ -154,7 +154,10 @@ class VQTokenizer:
 
         Raises:
             OSError: the disk is full, say. The three files are then as they were before.
+            ValueError: the folder holds a pipeline, whose `config.json` would be overwritten.
         """
+        if Path(folder, "pipeline.json").exists():
+            raise ValueError(f"{folder} holds a pipeline, which this would overwrite: name another folder")
         self._write(Path(folder))
         if not self.model.training:
             self._remember(id_or_folder=str(Path(folder).resolve()), revision=None, cache_dir=None, subfolder="")
@@ -186,6 +189,7 @@ class VQTokenizer:
             OSError: the Hub refuses or cannot be reached.
             ValueError: something may not be published; it is named.
         """
+        check_options(options)
         with tempfile.TemporaryDirectory() as folder:
             self._write(Path(folder))
             if (home := self.home) is not None:
@@ -409,12 +413,8 @@ class VQTokenizer:
         self._origin, self._origin_stamp = origin, self._stamp()
 
     def _stamp(self) -> Any:
-        """Changes when a tensor is written to (torch counts) or the processor is changed."""
-        try:
-            tensors = [(str(t.dtype), t._version) for t in self.model.state_dict(keep_vars=True).values()]
-        except RuntimeError:  # tensors made under inference_mode are not counted
-            return object()
-        return tensors, self.processor.to_json_string()
+        """Changes when a tensor is written to, or model or processor are changed."""
+        return stamp(self.model), self.processor.to_json_string()
 
     def _weights_digest(self) -> str:
         stamp = self._stamp()

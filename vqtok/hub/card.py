@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,9 +20,7 @@ _TASKS = {
     ("audio", "tokenizer"): "feature-extraction",
     ("text", "tokenizer"): "feature-extraction",
     ("image", "text"): "text-to-image",
-    ("image", "class"): "unconditional-image-generation",
     ("image", "none"): "unconditional-image-generation",
-    ("image", "codes"): "unconditional-image-generation",
     ("image", "features"): "text-to-image",
     ("audio", "text"): "text-to-audio",
     ("audio", "features"): "text-to-audio",
@@ -63,7 +62,8 @@ def render(
     Args:
         name: of the repository or folder, as `from_pretrained` takes it.
         facts: `kind` ("tokenizer", "pipeline" or "model"), `modality`; and where known `condition`, `class`, `parameters`,
-            `levels`, `sampling_rate` (Hz), `kbps`, `fingerprint`, `prompt`, `base_model` (`{"repo", "revision"}`), `datasets`, `license`.
+            `levels`, `sampling_rate` (Hz), `kbps`, `fingerprint`, `prompt`, `base_model` and `text_encoder` (`{"repo", "revision"}`),
+            `stages` of a cascade, `masked`, `datasets`, `license`.
         metrics: the folder's `metrics.json`. What it does not hold is left out, never guessed.
         training: the folder's `training.json`.
         samples: pictures and sounds of the repository to show.
@@ -188,11 +188,25 @@ def _about(facts: Mapping[str, Any]) -> str:
         return f"A VQ tokenizer of {media}: they become short grids of integers, and these {media} again.{rate}{size}"
     if facts["kind"] == "model":
         return f"The weights of a {facts.get('class', 'model')} of vqtok.{size}"
-    whose = "a VQ tokenizer"
-    if source := facts.get("base_model"):
-        address = f"https://huggingface.co/{source['repo']}/tree/{source['revision']}"
-        whose = f"the tokenizer [{source['repo']}]({address}) at revision `{source['revision']}`"
-    return f"A prior over the codes of {whose}; the tokenizer is in this repository, too.{size}"
+    whose = f"the tokenizer {_place(source)}" if (source := facts.get("base_model")) else "a VQ tokenizer"
+    masked, stages = "masked " if facts.get("masked") else "", facts.get("stages", 1)
+    what = f"A {masked}prior" if stages == 1 else f"A cascade of {stages} {masked}priors, coarse to fine,"
+    reader = ""
+    if facts.get("condition") == "features":
+        known = facts.get("text_encoder")
+        which = (
+            f"the text encoder {_place(known)}, under whose licence it stays"
+            if known
+            else "a text encoder made elsewhere"
+        )
+        reader = f" Prompts are read by {which}; it is in this repository, too."
+    return f"{what} over the codes of {whose}; the tokenizer is in this repository, too.{reader}{size}"
+
+
+def _place(source: Mapping[str, str]) -> str:
+    """A repository on the Hub, as a link to one commit."""
+    repo, revision = source["repo"], source["revision"]
+    return f"[{repo}](https://huggingface.co/{repo}/tree/{revision}) at revision `{revision}`"
 
 
 def _snippet(name: str, facts: Mapping[str, Any]) -> list[str]:
@@ -206,13 +220,18 @@ def _snippet(name: str, facts: Mapping[str, Any]) -> list[str]:
             f"{plural} = tok.decode(codes)",
         ]
     elif facts["kind"] == "pipeline":
-        words = f"[{facts.get('prompt') or '...'!r}], "
+        words = f"[{json.dumps(facts.get('prompt') or '...', ensure_ascii=False)}], "
         given = {"text": words, "features": words, "class": "[0], ", "codes": "codes, "}.get(facts["condition"], "")
+        is_codes = facts["condition"] == "codes"
+        prompts = (
+            ['codes = Codes.load("prompts.vq")  # of the tokenizer whose codes are its prompts'] if is_codes else []
+        )
         lines = [
-            "from vqtok import VQPipeline",
+            f"from vqtok import {'Codes, ' if is_codes else ''}VQPipeline",
             "",
             f'pipe = VQPipeline.from_pretrained("{name}")',
-            f"samples = pipe({given}num_samples=4, seed=0)".replace("'", '"'),
+            *prompts,
+            f"samples = pipe({given}num_samples=4, seed=0)",
         ]
     else:
         lines = [

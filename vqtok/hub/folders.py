@@ -21,6 +21,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 _CONFIG_ROOTS = (_PACKAGE / "tokenizers_configs", _PACKAGE.parent / "tokenizers_configs")
 # "name" or "owner/name".
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+_REVISION = re.compile(r"\w[\w./-]*")
 
 
 def config_folder(name: str | os.PathLike) -> Path:
@@ -49,6 +50,21 @@ def config_names() -> list[str]:
     return sorted(found)
 
 
+def is_revision(value: object) -> bool:
+    """Whether it may name a branch, a tag or a commit. The client makes a path of it in the cache."""
+    return isinstance(value, str) and _REVISION.fullmatch(value) is not None and ".." not in value
+
+
+def check_revision(revision: str | None) -> None:
+    """Refuse what can be no revision.
+
+    Raises:
+        ValueError: naming it.
+    """
+    if revision is not None and not is_revision(revision):
+        raise ValueError(f"revision must name a branch, a tag or a commit, such as 'main', got {revision!r}")
+
+
 def fetch_folder(
     id_or_folder: str | os.PathLike,
     patterns: Sequence[str],
@@ -72,7 +88,9 @@ def fetch_folder(
 
     Raises:
         OSError: there is no such folder, and no such repository can be read.
+        ValueError: `revision` cannot be one.
     """
+    check_revision(revision)
     folder = Path(id_or_folder).expanduser()
     if folder.is_file():
         raise OSError(f"{folder} is a file: name the folder it lies in")

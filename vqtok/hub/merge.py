@@ -52,6 +52,20 @@ def read_card(text: str, where: str) -> Card:
     return Card(fields or {}, before.strip(), ours, after.strip())
 
 
+def _without_ours(fields: dict[str, Any], ours: str) -> dict[str, Any]:
+    """The header of an older card of ours without the tags and the data set that it had from us: they may be true no more."""
+    dataset = re.search(r"^\| dataset \| (.*) \|$", ours, re.M)
+    left = dict(fields)
+    for name, is_ours in (
+        ("tags", lambda tag: tag in ("vqtok", "vq-vae") or str(tag).endswith("-tokenization")),
+        ("datasets", lambda name: dataset is not None and name == dataset[1]),
+    ):
+        values = left.pop(name, None) or []
+        if kept := [each for each in ([values] if isinstance(values, str) else values) if not is_ours(each)]:
+            left[name] = kept
+    return left
+
+
 def merge_cards(new: str, local: str | None, remote: str | None) -> str:
     """The new card with what a person wrote in the folder's card and in the Hub's, after the rule of this module.
 
@@ -73,8 +87,9 @@ def merge_cards(new: str, local: str | None, remote: str | None) -> str:
     for card in theirs:
         # Fields that we generate and that are absent now (figures that were not measured again) must not live on.
         generated = {"model-index", "base_model", "pipeline_tag", "library_name"} if card.ours is not None else set()
-        fields = {**fields, **{k: v for k, v in card.fields.items() if k not in fields and k not in generated}}
-        tags = card.fields.get("tags") or []
+        kept = card.fields if card.ours is None else _without_ours(card.fields, card.ours)
+        fields = {**fields, **{k: v for k, v in kept.items() if k not in fields and k not in generated}}
+        tags = kept.get("tags") or []
         known = fields.get("tags", [])
         fields["tags"] = [*known, *(tag for tag in ([tags] if isinstance(tags, str) else tags) if tag not in known)]
     if not any(card.ours is not None for card in theirs):

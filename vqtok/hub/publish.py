@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import os
 import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub.hf_api import RepoFile
 
-from vqtok.files import write_json
+from vqtok.files import read_json, write_json
 
 from .card import render
 from .checks import PICTURES, SOUNDS, publishable_files, without_paths
 from .errors import HUB_ERRORS, explain
-from .merge import merge_cards
+from .folders import check_revision
+from .merge import merge_cards, read_card
 
 # What training leaves beside what `save_pretrained` writes, and what belongs to a publication. Never checkpoints.
 EXTRAS = (
@@ -28,17 +31,36 @@ EXTRAS = (
 )
 _PROGRESS = "samples/step-*"  # sheets drawn while training
 _MOST_SHOWN = 4
-_WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+_PIPELINE = "pipeline.json"
+# Names that transformers gives; other weights in a repository are somebody's own.
+_WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json")
+_OPTIONS = ("private", "token", "revision", "commit_message", "create_pr", "license")
 
 
 def copy_extras(home: Path, folder: Path) -> None:
-    """Copy what stands beside the saved files in `home` and belongs to a publication (`EXTRAS`) to `folder`."""
+    """Copy what stands beside the saved files in `home` and belongs to a publication (`EXTRAS`) to `folder`.
+
+    Raises:
+        ValueError: one is a link, or lies in a linked folder: what it points to may be anything.
+    """
     for pattern in EXTRAS:
         for path in sorted(home.glob(pattern)):
             name = path.relative_to(home).as_posix()
+            if any(each.is_symlink() for each in (path, *path.parents[: name.count("/")])):
+                raise ValueError(f"{name} is a link, and only files are published: replace it by what it points to")
             if path.is_file() and not fnmatch.fnmatch(name, _PROGRESS) and not (folder / name).exists():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, folder / name)
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Refuse an option of `push_to_hub` that `publish` does not know, before anything is saved.
+
+    Raises:
+        ValueError: naming it.
+    """
+    if unknown := sorted(set(options) - set(_OPTIONS)):
+        raise ValueError(f"push_to_hub has no option {unknown[0]!r}: it takes {', '.join(_OPTIONS)}")
 
 
 def publish(
@@ -55,8 +77,9 @@ def publish(
 ) -> str:
     """Upload a folder in one commit, with our card, and return the address of the commit or of the pull request.
 
-    What is published is checked before the first request (see `vqtok.hub.checks`). Files of weights in the repository that the
-    folder no longer has are removed in the same commit. If nothing has changed there is no commit.
+    What is published is checked before the first request (see `vqtok.hub.checks`). In the same commit goes what would be false
+    beside the new files: old shards in the folders that are written, and, if the weights are others, the figures and samples
+    that an earlier push brought. If nothing has changed there is no commit.
 
     Args:
         folder: everything in it is published; `training.json` and `metrics.json` lose the folders that their paths lie in.
@@ -70,12 +93,14 @@ def publish(
         license: for the card, such as "apache-2.0"; None keeps the one that the card has.
 
     Raises:
-        ValueError: something that may not be published, or a public repository where a private one was asked for.
+        ValueError: something that may not be published, a public repository where a private one was asked for, or one that holds
+            a pipeline and would lose it.
         OSError: the Hub refuses or cannot be reached; the sentence says why and what to do.
     """
+    check_revision(revision)
     known = get_token() if token in (None, True) else token
     metrics, training = (_read_json(folder / f"{name}.json") for name in ("metrics", "training"))
-    local = (folder / "README.md").read_text(encoding="utf-8") if (folder / "README.md").is_file() else None
+    local = _read_text(folder / "README.md", "the folder's README.md") if (folder / "README.md").is_file() else None
     # Before anything is sent; the card is checked once more when it is written.
     names = [name for name in publishable_files(folder, [known or ""]) if name != "README.md"]
     api = HfApi(token=token)
@@ -88,11 +113,16 @@ def publish(
         if revision is not None and not create_pr and not revision.startswith("refs/"):
             api.create_branch(name, branch=revision, exist_ok=True)
         there = api.repo_info(name, revision=revision)
-        files = {file.rfilename for file in there.siblings or []}
+        tree = api.list_repo_tree(name, recursive=True, revision=there.sha)
+        files = {file.path: file for file in tree if isinstance(file, RepoFile)}
+        if _PIPELINE in files and _PIPELINE not in names:
+            raise ValueError(
+                f"{name} holds a pipeline, which this would overwrite: choose another name, or push the pipeline as a whole"
+            )
         remote = None
         if "README.md" in files:
             path = api.hf_hub_download(name, "README.md", revision=there.sha, cache_dir=Path(scratch) / "cache")
-            remote = Path(path).read_text(encoding="utf-8")
+            remote = _read_text(Path(path), "README.md on the Hub")
         data = _dataset(api, training)
         known_facts = {**facts, "license": license, "datasets": [data] if data else None}
         known_facts["prompt"] = metrics.get("prompt") or facts.get("prompt")
@@ -103,7 +133,7 @@ def publish(
         publishable_files(Path(scratch) / "card", [known or ""])
         additions = [CommitOperationAdd(each, folder / each) for each in names]
         additions.append(CommitOperationAdd("README.md", card.encode()))
-        stale = [each for each in sorted(files - set(names)) if any(fnmatch.fnmatch(each, p) for p in _WEIGHTS)]
+        stale = _stale(files, {each.path_in_repo: each for each in additions}, remote)
         commit = api.create_commit(
             name,
             [*additions, *(CommitOperationDelete(each) for each in stale)],
@@ -113,6 +143,37 @@ def publish(
             parent_commit=None if create_pr else there.sha,
         )
     return commit.pr_url or commit.commit_url
+
+
+def _stale(files: Mapping[str, RepoFile], additions: Mapping[str, CommitOperationAdd], remote: str | None) -> list[str]:
+    """What of the repository's files would be false beside the new ones."""
+    gone = sorted(set(files) - set(additions))
+    weights = [PurePosixPath(name) for name in additions if _WEIGHTS.fullmatch(PurePosixPath(name).name)]
+    written = {path.parent for path in weights}
+    stale = [
+        name for name in gone if _WEIGHTS.fullmatch(PurePosixPath(name).name) and PurePosixPath(name).parent in written
+    ]
+    if not stale and all(_holds(files.get(str(path)), additions[str(path)]) for path in weights):
+        return []  # the same weights: what was measured of them is still true
+    ours = (read_card(remote, "README.md on the Hub").ours or "") if remote else ""
+    generated = ("metrics.json", "training.json", "training/*.json", "training/*.safetensors")
+    generated += ("samples/samples.*", "samples/reconstructions.*")
+    for name in gone:
+        shown = name.startswith("samples/") and (f"({name})" in ours or f'"{name}"' in ours)
+        if shown or any(fnmatch.fnmatch(name, pattern) for pattern in generated):
+            stale.append(name)
+    return stale
+
+
+def _holds(there: RepoFile | None, new: CommitOperationAdd) -> bool:
+    return there is not None and there.lfs is not None and there.lfs.sha256 == new.upload_info.sha256.hex()
+
+
+def _read_text(path: Path, where: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where} is no UTF-8 ({error.reason} at byte {error.start}): mend it first") from None
 
 
 @contextmanager
@@ -151,10 +212,23 @@ def _dataset(api: HfApi, training: Mapping[str, Any]) -> str | None:
 class PublishedModel:
     """A model of transformers whose `push_to_hub` writes our card, and one commit."""
 
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, *args: Any, push_to_hub: bool = False, **kwargs: Any
+    ) -> None:
+        """As transformers does; its own upload, without our checks and card, is refused.
+
+        Raises:
+            ValueError: `push_to_hub` is asked for.
+        """
+        if push_to_hub or any(args[2:3]):
+            raise ValueError("save_pretrained does not push: call push_to_hub, which checks what is sent")
+        super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+
     def push_to_hub(self, repo_id: str, **options: Any) -> str:  # transformers' own writes a card of its own over ours
         """Upload `config.json` and weights in one commit, with a card, and return the commit's address.
 
-        The facade's `push_to_hub` also uploads what prepares the media, and figures and pictures.
+        The facade's `push_to_hub` also uploads what prepares the media, and figures and pictures. A VQ model alone does not know its
+        preprocessing, so that its code space is not known either: it is pushed without a fingerprint.
 
         Args:
             repo_id: "owner/name", or "name" of one's own.
@@ -166,7 +240,13 @@ class PublishedModel:
         """
         model: Any = self
         facts = {"kind": "model", "modality": model.config.model_type.rpartition("_")[2], "class": type(model).__name__}
-        facts |= {"fingerprint": model.config.fingerprint, "parameters": sum(p.numel() for p in model.parameters())}
+        facts |= {"parameters": sum(p.numel() for p in model.parameters())}
+        check_options(options)
         with tempfile.TemporaryDirectory() as folder:
             model.save_pretrained(folder)
+            if hasattr(model, "code_fingerprint"):
+                config = read_json(Path(folder) / "config.json")
+                write_json(Path(folder) / "config.json", {k: v for k, v in config.items() if k != "fingerprint"})
+            else:
+                facts["fingerprint"] = model.config.fingerprint
             return publish(Path(folder), repo_id, facts, **options)

@@ -11,14 +11,22 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 # What a model's folder consists of, for downloads.
 MODEL_FILES = ("config.json", "generation_config.json", WEIGHTS, "model-*.safetensors", INDEX)
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_ADAPTER = (
+    "adapter_config.json"  # transformers finds it by itself, loads its weights over the model's, and the base it names
+)
 
 
 def require_safetensors(folder: Path) -> None:
-    """Refuse a folder without safetensors.
+    """Refuse a folder without safetensors, or with an adapter that would change what they say.
 
     Raises:
         FileNotFoundError: naming the folder, a pickle that lies there instead, and what to do.
+        ValueError: there is an adapter.
     """
+    if (folder / _ADAPTER).exists():
+        raise ValueError(
+            f"{folder} has an {_ADAPTER}, and adapters are never loaded: merge it into the weights, and remove it"
+        )
     if (folder / WEIGHTS).is_file() or (folder / INDEX).is_file():
         return
     pickles = sorted(path.name for path in folder.glob("*") if path.suffix in _PICKLES)

@@ -17,28 +17,43 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
-    AutoModel,
-    AutoModelForTextEncoding,
-    AutoTokenizer,
     CLIPTextModel,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING, MODEL_MAPPING
 
-from vqtok.files import write_with
+from vqtok.configuration import refuse_code
+from vqtok.files import read_json, write_with
 from vqtok.fingerprint import fingerprint
+from vqtok.hub.folders import fetch_folder
+from vqtok.hub.weights import MODEL_FILES, require_safetensors, weight_shapes
+from vqtok.modeling import check_shapes
 
 from .drawing import grouped
-from .text import encode_prompts
+from .text import TOKENIZER_FILES, encode_prompts, load_text_tokenizer
 
 # Parts of an encoder's class that its last hidden states never pass through; base models are often saved without.
 _UNUSED = ("pooler.",)
+# What a text encoder's folder consists of, for downloads. No adapters.
+ENCODER_FILES = (*MODEL_FILES, *TOKENIZER_FILES)
+# What wrong files of a model lead to in transformers.
+_LOADING = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    StrictDataclassError,
+)
 
 
 class TextEncoder:
@@ -51,6 +66,7 @@ class TextEncoder:
 
     Attributes:
         model, tokenizer: as given.
+        source: `{"repo", "revision"}` of the place on the Hub that it was loaded from, if it was.
 
     Raises:
         ValueError: a model that reads no text.
@@ -58,6 +74,7 @@ class TextEncoder:
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
         self.model, self.tokenizer = _checked(model).eval().requires_grad_(False), tokenizer
+        self.source: dict[str, str] | None = None
         # Of an encoder-decoder, such as BART, the encoder alone.
         self._run = model.get_encoder() if getattr(model.config, "is_encoder_decoder", False) else model
         vocab_size = self.model.get_input_embeddings().num_embeddings
@@ -79,16 +96,16 @@ class TextEncoder:
 
         Raises:
             OSError: there is no such model, or it has no safetensors.
-            ValueError: it reads no text, or weights are missing or damaged.
+            ValueError: it reads no text, weights are missing or damaged, or its config names code, weights or kernels elsewhere.
         """
-        source, options = str(id_or_folder), {"trust_remote_code": False, **hub}
+        source = str(id_or_folder)
         try:
-            model, info = _load(source, options)
-            model = _checked(model)
-            tokenizer = AutoTokenizer.from_pretrained(source, **options)
+            folder, commit = fetch_folder(id_or_folder, ENCODER_FILES, **hub)
+            model, info = _load(folder)
+            tokenizer = load_text_tokenizer(folder)
         except SafetensorError as error:
             raise ValueError(f"{source}: the text encoder's weights are truncated or damaged ({error})") from error
-        except (OSError, ValueError) as error:
+        except _LOADING as error:
             kind, why = OSError if isinstance(error, OSError) else ValueError, " ".join(str(error).split())[:300]
             raise kind(f"{source} cannot be loaded as a text encoder with safetensors and tokenizer: {why}") from error
         missing = sorted(name for name in info["missing_keys"] if not name.startswith(_UNUSED))
@@ -97,7 +114,9 @@ class TextEncoder:
         # Memory that torch aligns itself: on that of the file, sums can be rounded otherwise than they were in training.
         for parameter in model.parameters():
             parameter.data = parameter.data.clone()
+        model.config.name_or_path = source
         encoder = cls(model, tokenizer)
+        encoder.source = None if commit is None else {"repo": source, "revision": commit}
         return encoder if device is None else encoder.to(device)
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
@@ -153,29 +172,40 @@ class TextEncoder:
         return self
 
 
-def _load(source: str, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The model, and what transformers says about its weights."""
-    config = AutoConfig.from_pretrained(source, **options)
-    model_class: Any = AutoModel
+def _load(folder: Path) -> tuple[Any, dict[str, Any]]:
+    """The model, and what transformers says about its weights; all is checked that can be before anything is allocated."""
+    require_safetensors(folder)
+    refuse_code(read_json(folder / "config.json"), "config.json")
+    config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     if config.model_type == "clip":  # the text half of both
         model_class, config = CLIPTextModel, config.text_config
-        options = {name: value for name, value in options.items() if name != "trust_remote_code"}
-    elif config.model_type in MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES:
-        model_class = AutoModelForTextEncoding
-    return model_class.from_pretrained(
-        source, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
-    )
+    else:
+        mapping = MODEL_FOR_TEXT_ENCODING_MAPPING if type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING else MODEL_MAPPING
+        model_class = mapping.get(type(config), None)
+    _check_reads(model_class, config)
+    check_shapes(model_class, config, weight_shapes(folder), "model.safetensors", _UNUSED)
+    options = {"dtype": torch.float32, "use_safetensors": True, "local_files_only": True}
+    model, info = model_class.from_pretrained(folder, config=config, output_loading_info=True, **options)
+    return _checked(model), info
+
+
+def _check_reads(model_class: Any, config: Any) -> None:
+    """Refuse a class of models that reads no text."""
+    is_model = isinstance(model_class, type) and issubclass(model_class, PreTrainedModel)
+    takes = set(inspect.signature(model_class.forward).parameters) if is_model else set()
+    if not {"input_ids", "attention_mask"} <= takes or not hasattr(config.get_text_config(), "hidden_size"):
+        name = getattr(model_class, "__name__", config.__class__.__name__)
+        raise ValueError(
+            f"{name} is no text encoder (it must take input_ids and attention_mask, and have a hidden_size and a table of token "
+            "embeddings): choose a model such as T5, BERT, CLIP's text model, or a decoder-only language model"
+        )
 
 
 def _checked(model: Any) -> Any:
     """The model, refused if it reads no text."""
-    takes = set(inspect.signature(model.forward).parameters) if isinstance(model, PreTrainedModel) else set()
-    reads = {"input_ids", "attention_mask"} <= takes and hasattr(model.config.get_text_config(), "hidden_size")
-    if not reads or not isinstance(model.get_input_embeddings(), nn.Embedding):
-        raise ValueError(
-            f"{type(model).__name__} is no text encoder (it must take input_ids and attention_mask, and have a hidden_size and a table "
-            "of token embeddings): choose a model such as T5, BERT, CLIP's text model, or a decoder-only language model"
-        )
+    _check_reads(type(model), getattr(model, "config", None))
+    if not isinstance(model.get_input_embeddings(), nn.Embedding):
+        raise ValueError(f"{type(model).__name__} is no text encoder: it has no table of token embeddings")
     return model
 
 

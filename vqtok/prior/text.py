@@ -5,11 +5,46 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from vqtok.files import read_json
+
+# What a text tokenizer's folder consists of, for downloads.
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
+    *("vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
+)
+
+
+def load_text_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The text tokenizer of a folder that a stranger may have written. No code of it is run.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: its files are damaged.
+    """
+    if not (folder / "tokenizer_config.json").is_file():
+        raise FileNotFoundError(f"{folder} has no tokenizer_config.json: save it again with save_pretrained")
+    for path in sorted(folder.glob("*token*.json")):
+        if path.name in TOKENIZER_FILES:
+            read_json(path)
+    files = read_json(folder / "tokenizer_config.json").get("fast_tokenizer_files") or []
+    if not isinstance(files, list) or not all(isinstance(file, str) and Path(file).name == file for file in files):
+        raise ValueError(
+            f"{folder / 'tokenizer_config.json'}: fast_tokenizer_files must name files beside it, got {files!r}: remove it"
+        )
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # whatever wrong values lead to; the parser of tokenizers raises bare exceptions
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"{folder}: the text tokenizer is damaged ({type(error).__name__}: {reason}): save or download it again"
+        ) from error
 
 
 def train_text_tokenizer(captions: Iterable[str], vocab_size: int = 1024) -> PreTrainedTokenizerFast:
