@@ -226,7 +226,7 @@ class CodePriorConfig(VQConfig):
             num_key_value_heads=backbone.num_attention_heads,
             max_position_embeddings=max(self.streams_per_level),
             vocab_size=1,  # it reads vectors
-            pad_token_id=None,
+            **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id")),
         )
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
