@@ -65,7 +65,7 @@ def test_what_may_not_be_published_is_named_before_anything_is_sent(hub, tmp_pat
 def test_what_is_fine_is_fine(tmp_path):
     make_tokenizer().save_pretrained(tmp_path)
     for name, text in {
-        "README.md": "mount it at /data/x; see https://huggingface.co/data/x, a/work/b and docs/tmp/x; and/or /",
+        "README.md": "mount it at /data/x; see https://huggingface.co/data/x, a/opt/b and docs/tmp/x; and/or /",
         "tokenizer.json": '{"vocab": {"/home/anna": 1}}',
         ".gitattributes": "x",
         "LICENSE": "MIT",
