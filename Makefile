@@ -8,6 +8,8 @@ READY := $(VENV)/.installed
 SPEECH := pesq==0.0.4 $(shell grep '^pystoi==' requirements.lock)
 # Extra arguments of the command behind a target: make test ARGS="-k codes -x"
 ARGS ?=
+# The default tests run in two processes; those of a file stay together, as they share what it makes once.
+TWO := -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-slow test-all test-lowest lint format wheel clean
@@ -35,7 +37,7 @@ demo: $(READY) ## train, generate and judge; writes demo/report.html
 	$(RUN) examples/demo.py --output_dir demo $(ARGS)
 
 test: $(READY) ## the default tests
-	$(RUN) -m pytest $(ARGS)
+	$(RUN) -m pytest $(TWO) $(ARGS)
 
 # The slow tests start processes and train, so each gets twenty minutes.
 test-slow: $(READY) ## only the slow tests
@@ -53,12 +55,12 @@ $(LOWEST)/.installed: pyproject.toml setup.py
 		extras = [r for name in ("audio", "demo", "tracking", "parity", "peft", "speech") for r in p["optional-dependencies"][name] if not r.startswith("pesq")]; \
 		print("\n".join(r.replace(">=", "==") for r in [*p["dependencies"], *extras]))' > $(LOWEST)/lowest.txt
 	@$(LOWEST)/bin/python -m pip --disable-pip-version-check --quiet install -r $(LOWEST)/lowest.txt \
-		"setuptools>=77,<82" pytest pytest-timeout hypothesis
+		"setuptools>=77,<82" pytest pytest-timeout pytest-xdist hypothesis
 	@$(LOWEST)/bin/python -m pip --disable-pip-version-check --quiet install --no-deps --no-build-isolation -e .
 	@touch $@
 
 test-lowest: $(LOWEST)/.installed ## the default tests with the lowest versions that pyproject.toml allows
-	$(LOWEST)/bin/python -m pytest -p no:cacheprovider $(ARGS)
+	$(LOWEST)/bin/python -m pytest -p no:cacheprovider $(TWO) $(ARGS)
 
 lint: $(READY) ## ruff, format check, types of the maths floors
 	$(RUN) -m ruff check --output-format concise .

@@ -28,7 +28,22 @@ from vqtok.quantizers import Hierarchy, full_precision, mean_losses
 MAX_NUMBERS = 1 << 33
 
 
-class VQPreTrainedModel(PublishedModel, PreTrainedModel):
+class CheckedModel(PublishedModel):
+    """A model of transformers that is published, and loaded, with checks of what a file says."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):  # type: ignore[no-untyped-def]
+        """As transformers does, but safetensors only, and every weight must be there and fit.
+
+        Raises:
+            OSError: the folder or repository has no safetensors.
+            ValueError: the file is damaged, or weights are missing from it, unknown, or of another shape than the config says;
+                they are named.
+        """
+        return load_checked(super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs)  # type: ignore[misc]
+
+
+class VQPreTrainedModel(CheckedModel, PreTrainedModel):
     """What every room's model promises.
 
     - *Same codes, same media.* In eval, `forward` decodes the codes of `encode`; `quantized` is the table row itself.
@@ -206,17 +221,6 @@ class VQPreTrainedModel(PublishedModel, PreTrainedModel):
         if mode and (any(p.requires_grad for p in parameters) or not all(codebook.frozen for codebook in moving)):
             self.config.fingerprint = None
         return super().train(mode)
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):  # type: ignore[no-untyped-def]
-        """As transformers does, but safetensors only, and every weight must be there and fit.
-
-        Raises:
-            OSError: the folder or repository has no safetensors.
-            ValueError: the file is damaged, or weights are missing from it, unknown, or of another shape than the config says;
-                they are named.
-        """
-        return load_checked(super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

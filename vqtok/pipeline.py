@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
@@ -22,7 +21,7 @@ from vqtok.codes import Codes
 from vqtok.files import read_json, write_json
 from vqtok.fingerprint import check_fingerprint, stamp
 from vqtok.hub.folders import HUB_ID, fetch_folder, is_revision, replace_files
-from vqtok.hub.publish import check_options, copy_extras, publish
+from vqtok.hub.publish import PublishedFacade
 from vqtok.hub.weights import MODEL_FILES, require_safetensors
 from vqtok.prior import PRIORS, CodeCascade, CodePriorModel, Known, MaskedCodePriorModel, encode_prompts
 from vqtok.prior.features import ENCODER_FILES, TextEncoder
@@ -42,7 +41,7 @@ FILES = (
 )
 
 
-class VQPipeline:
+class VQPipeline(PublishedFacade):
     """Media of prompts.
 
     Args:
@@ -198,23 +197,10 @@ class VQPipeline:
                 facts["text_encoder_source"] = self.text_encoder.source
             write_json(staging / PIPELINE_FILE, facts)
 
-    def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Upload everything in one commit, with a card, and return the commit's address (see `VQTokenizer.push_to_hub`).
-
-        Args:
-            repo_id: "owner/name", or "name" of one's own.
-            options: `private`, `token`, `revision`, `commit_message`, `create_pr`, `license` of `vqtok.hub.publish.publish`.
-
-        Raises:
-            OSError: the Hub refuses or cannot be reached.
-            ValueError: something may not be published; it is named.
-        """
-        check_options(options)
-        with tempfile.TemporaryDirectory() as folder:
-            self._write(Path(folder))
-            if self._home is not None and self._home[1] == self._stamp():
-                copy_extras(self._home[0], Path(folder))
-            return publish(Path(folder), repo_id, self.card_facts(), **options)
+    @property
+    def home(self) -> Path | None:
+        """The folder on this machine that holds this pipeline as it is now; None if it is not saved, or changed since."""
+        return self._home[0] if self._home is not None and self._home[1] == self._stamp() else None
 
     def card_facts(self) -> dict[str, Any]:
         """What `vqtok.hub.card.render` wants to know of it."""

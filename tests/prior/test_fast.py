@@ -78,6 +78,42 @@ def test_tokens_of_one_pass_may_see_each_other(decoder, padded):
     assert not torch.allclose(expected[mask], causal[mask], atol=1e-2)
 
 
+@pytest.mark.parametrize("kind", [FastDecoder, CachedDecoder])
+@pytest.mark.parametrize("padded", [False, True])
+@torch.no_grad()
+def test_chosen_places_say_what_they_say_among_all(kind, padded):
+    """Others are not computed to the end, but are seen; the next pass finds the cache whole."""
+    model, steps = make(num_key_value_heads=2), (3, 4, 5)
+    x_BTM, mask = torch.randn(2, sum(steps), 32), torch.ones(2, sum(steps), dtype=torch.bool)
+    if padded:
+        mask[1, :2] = False
+    all_of, some_of = ([], [])
+    at_Bn = torch.tensor([[2, 0], [1, 3]])
+    for found, chosen in ((all_of, None), (some_of, at_Bn), (some_of, at_Bn[:, :1])):
+        decode, at = FastDecoder(model, 2, sum(steps), 0, 4) if kind is FastDecoder else CachedDecoder(model, 0), 0
+        for step in steps:
+            given = (x_BTM[:, at : at + step], mask[:, : at + step] if padded else None, False)
+            found.append(decode(*given, chosen if step == 4 else None))
+            at += step
+    for index, width in ((1, 2), (4, 1)):
+        assert some_of[index].shape == (2, width, 32)
+        for row in range(2):
+            expected = all_of[1][row, at_Bn[row, :width]]
+            torch.testing.assert_close(some_of[index][row], expected, rtol=1e-5, atol=1e-5)
+    for index in (2, 5):
+        torch.testing.assert_close(some_of[index], all_of[2], rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_where_keys_lie_changes_nothing():
+    model, x_BTM = make(num_key_value_heads=2), torch.randn(2, 6, 32)
+    found = []
+    for per_pass in (1, 3):
+        decoder = FastDecoder(model, 2, 6, 0, per_pass)
+        found.append(torch.cat([decoder(part, None, False) for part in x_BTM.split([3, 1, 2], 1)], 1))
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
+
+
 @torch.no_grad()
 def test_both_decoders_agree_and_positions_matter():
     model, x_BTM = make(num_key_value_heads=2), torch.randn(2, 6, 32)

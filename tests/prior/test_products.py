@@ -51,12 +51,18 @@ def test_16_bits_only_where_they_pay_whatever_the_batch(shape, dtype, rows, of_o
 def test_who_multiplies(monkeypatch):
     """The other layout for large matrices and many rows, where torch has it; else the plain product."""
 
-    def kind(shape, rows, dtype=F32):
-        return type(product(torch.ones(shape), None, dtype, rows))
+    def kind(shape, rows, dtype=F32, of_one=1):
+        return type(product(torch.ones(shape), None, dtype, rows, of_one))
 
     products._packs.cache_clear()
     if products._packs(F32):
         assert [kind(LARGE, 1), kind(SMALL, 64), kind(SMALL, 1), kind(LARGE, 1, F64)] == [Packed, Packed, Plain, Plain]
+        # Many rows of one sample mean few passes, which do not pay for laying out a small matrix.
+        assert [kind(SMALL, 256, of_one=256), kind(SMALL, 4096, of_one=256), kind(LARGE, 256, of_one=256)] == [
+            Plain,
+            Packed,
+            Packed,
+        ]
     monkeypatch.setattr(products, "_packs", lambda dtype: False)
     assert [kind(LARGE, 1), kind(SMALL, 64), kind(LARGE, 1, BF16)] == [Plain, Plain, Plain]
 

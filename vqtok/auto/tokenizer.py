@@ -7,7 +7,6 @@ what lies around them: where the files come from, batches, the order of results,
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,14 +18,14 @@ from torch import Tensor
 from vqtok.codes import CodeLayout, Codes
 from vqtok.fingerprint import check_fingerprint, fingerprint, stamp
 from vqtok.hub.folders import config_folder, fetch_folder, replace_files
-from vqtok.hub.publish import check_options, copy_extras, publish
+from vqtok.hub.publish import PublishedFacade
 from vqtok.modeling import VQPreTrainedModel, check_size, evaluating
 
 from .batches import default_batch_size, group_by_shape
 from .rooms import FILES, ROOMS, bits_per_unit, load_config, load_model, load_processor, quiet, room_of
 
 
-class VQTokenizer:
+class VQTokenizer(PublishedFacade):
     """Media to codes and back: a model and its processor.
 
     Args:
@@ -174,27 +173,6 @@ class VQTokenizer:
             written = True
         finally:
             config.fingerprint = now if written and not self.model.training else before
-
-    def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Upload in one commit, with a card, and return the commit's address. The repository is made if it is not there.
-
-        What training left beside a tokenizer that is unchanged since it was loaded or saved goes with it: figures, arguments,
-        sample pictures, and what a person wrote in the card. Of a card on the Hub everything that is not ours stays.
-
-        Args:
-            repo_id: "owner/name", or "name" of one's own.
-            options: `private`, `token`, `revision`, `commit_message`, `create_pr`, `license` of `vqtok.hub.publish.publish`.
-
-        Raises:
-            OSError: the Hub refuses or cannot be reached.
-            ValueError: something may not be published; it is named.
-        """
-        check_options(options)
-        with tempfile.TemporaryDirectory() as folder:
-            self._write(Path(folder))
-            if (home := self.home) is not None:
-                copy_extras(home, Path(folder))
-            return publish(Path(folder), repo_id, self.card_facts(), **options)
 
     @property
     def home(self) -> Path | None:

@@ -209,6 +209,31 @@ def _dataset(api: HfApi, training: Mapping[str, Any]) -> str | None:
     return name if api.repo_exists(name, repo_type="dataset") else None
 
 
+class PublishedFacade:
+    """Parts that one folder holds: `_write` writes it, `home` has it as it is now, if any does, and `card_facts` tells of it."""
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload in one commit, with a card, and return the commit's address. The repository is made if it is not there.
+
+        What training left beside the saved files, if nothing changed since they were loaded or saved, goes with it: figures, arguments,
+        samples, and what a person wrote in the card. Of a card on the Hub everything that is not ours stays.
+
+        Args:
+            repo_id: "owner/name", or "name" of one's own.
+            options: `private`, `token`, `revision`, `commit_message`, `create_pr`, `license` of `vqtok.hub.publish.publish`.
+
+        Raises:
+            OSError: the Hub refuses or cannot be reached.
+            ValueError: something may not be published; it is named.
+        """
+        check_options(options)
+        with tempfile.TemporaryDirectory() as folder:
+            self._write(Path(folder))
+            if (home := self.home) is not None:
+                copy_extras(home, Path(folder))
+            return publish(Path(folder), repo_id, self.card_facts(), **options)
+
+
 class PublishedModel:
     """A model of transformers whose `push_to_hub` writes our card, and one commit."""
 

@@ -6,8 +6,8 @@ laid out for few rows (`products.py`), what is constant around a product is fold
 size from the start, and what lies between the products stays in 32 bits. The numbers are those of the backbone's own forward,
 to rounding.
 
-Axis letters: B batch, T tokens of this pass, N = B T, S cached tokens, H heads, G key/value heads, X = B G, E width of a
-head, M width.
+Axis letters: B batch, T tokens of this pass, N = B T, n of them that are chosen, S cached tokens, H heads, G key/value heads,
+X = B G, E width of a head, M width.
 """
 
 from __future__ import annotations
@@ -36,10 +36,13 @@ class Decoder(Protocol):
     """Hidden states `(B, T, M)` of the next tokens from their input vectors.
 
     `mask_BS` is false for padding among the tokens so far, or None. Each token sees the tokens before it and itself; with `causal`
-    False the tokens of this pass see each other and all that came before.
+    False the tokens of this pass see each other and all that came before. With `at_Bn`, places among the tokens of this pass, only their
+    states are wanted: `(B, n, M)`.
     """
 
-    def __call__(self, x_BTM: Tensor, mask_BS: Tensor | None, causal: bool = True) -> Tensor: ...
+    def __call__(
+        self, x_BTM: Tensor, mask_BS: Tensor | None, causal: bool = True, at_Bn: Tensor | None = None
+    ) -> Tensor: ...
 
     def restart(self, seen: int = 0) -> None:
         """Forget all tokens but the first `seen`."""
@@ -71,7 +74,9 @@ class CachedDecoder:
             self.cache.crop(-too_many)
         self.position = self.start + seen
 
-    def __call__(self, x_BTM: Tensor, mask_BS: Tensor | None, causal: bool = True) -> Tensor:
+    def __call__(
+        self, x_BTM: Tensor, mask_BS: Tensor | None, causal: bool = True, at_Bn: Tensor | None = None
+    ) -> Tensor:
         batch, length, _ = x_BTM.shape
         first, self.position = self.position, self.position + length
         mask = None if mask_BS is None else mask_BS.long()
@@ -87,7 +92,7 @@ class CachedDecoder:
             past_key_values=self.cache,
             use_cache=True,
         ).last_hidden_state
-        return hidden
+        return hidden if at_Bn is None else _chosen(hidden, at_Bn)
 
 
 def has_fast_path(backbone: nn.Module) -> bool:
@@ -130,9 +135,11 @@ class FastDecoder:
         turns = [turn.expand(-1, self.heads + self.groups, -1), torch.ones_like(turn).expand(-1, self.groups, -1)]
         self.turn = torch.cat(turns, 1)  # (length, H + 2G, E / 2)
         kept = self.dtype if weight.is_cuda else self.wide  # a CPU attends faster in 32 bits
-        # Keys lie transposed: one query times all of them then reads memory in order.
         shape = (len(backbone.layers), batch * self.groups)
-        self.keys = weight.new_empty((*shape, self.width, length), dtype=kept)
+        if per_pass == 1:  # keys lie transposed: one query times all of them then reads memory in order
+            self.keys = weight.new_empty((*shape, self.width, length), dtype=kept)
+        else:  # attention of many queries reads each key as a whole
+            self.keys = weight.new_empty((*shape, length, self.width), dtype=kept).transpose(2, 3)
         self.values = weight.new_empty((*shape, length, self.width), dtype=kept)
         self.seen = 0
         self.layers = [_packed(layer, self.width, batch, per_pass) for layer in backbone.layers]
@@ -141,17 +148,20 @@ class FastDecoder:
         """Forget all tokens but the first `seen`; the cache is written over."""
         self.seen = seen
 
-    def __call__(self, x_BTM: Tensor, mask_BS: Tensor | None, causal: bool = True) -> Tensor:
+    def __call__(
+        self, x_BTM: Tensor, mask_BS: Tensor | None, causal: bool = True, at_Bn: Tensor | None = None
+    ) -> Tensor:
         """Hidden states `(B, T, M)` of the next tokens, given their input vectors; autocast changes nothing.
 
         Args:
             mask_BS: false for padding among the tokens so far, these included; None if nothing is padding.
             causal: whether a token of this pass sees only those before it and itself; False lets all of this pass see each other.
+            at_Bn: int64, the places among the tokens of this pass whose states are wanted, `(B, n, M)`; None wants all.
         """
         with torch.autocast(x_BTM.device.type, enabled=False):
-            return self._pass(x_BTM, mask_BS, causal)
+            return self._pass(x_BTM, mask_BS, causal, at_Bn)
 
-    def _pass(self, x_BTM: Tensor, mask_BS: Tensor | None, causal: bool) -> Tensor:
+    def _pass(self, x_BTM: Tensor, mask_BS: Tensor | None, causal: bool, at_Bn: Tensor | None) -> Tensor:
         batch, length, width = x_BTM.shape
         first, last = self.seen, self.seen + length
         self.seen = last
@@ -165,18 +175,22 @@ class FastDecoder:
             q_BTHE, k_BTGE, v_BTGE = qkv.split([self.heads, self.groups, self.groups], 2)
             k_XES[..., first:].unflatten(0, (batch, -1)).copy_(k_BTGE.permute(0, 2, 3, 1))
             v_XSE[:, first:].unflatten(0, (batch, -1)).copy_(v_BTGE.transpose(1, 2))
+            if at_Bn is not None and layer is self.layers[-1]:  # what the other places would say, nobody reads
+                q_BTHE, x_NM = _chosen(q_BTHE, at_Bn), _chosen(x_NM.view(batch, length, width), at_Bn).flatten(0, 1)
+                bias = None if bias is None else _chosen(bias[:, 0].expand(batch, -1, -1), at_Bn)[:, None]
             mixed = self._attend(q_BTHE, k_XES, v_XSE, bias)
             x_NM = layer.out(mixed, x_NM)
             h_NM = self._normed(x_NM)
             x_NM = layer.down(self.act(layer.gate(h_NM)).mul_(layer.up(h_NM)), x_NM)
-        return (self._normed(x_NM) * self.norm).to(self.dtype).view(batch, length, width)
+        return (self._normed(x_NM) * self.norm).to(self.dtype).view(batch, -1, width)
 
     def _attend(self, q_BTHE: Tensor, k_XES: Tensor, v_XSE: Tensor, bias: Tensor | None) -> Tensor:
         """What the queries read from the cache, `(N, H E)`; the weights of the queries hold the scale."""
         batch, length = q_BTHE.shape[:2]
         if length > 1:
-            # The fused attention wants keys in order, and takes a slow way without telling otherwise.
-            k_XSE = k_XES.transpose(1, 2).contiguous()
+            # The fused attention wants each key in one piece, and takes a slow way without telling otherwise.
+            k_XSE = k_XES.transpose(1, 2)
+            k_XSE = k_XSE if k_XSE.stride(2) == 1 else k_XSE.contiguous()
             k_BGSE, v_BGSE = (each.unflatten(0, (batch, -1)) for each in (k_XSE, v_XSE))
             q_BHTE, grouped = q_BTHE.transpose(1, 2).to(k_XES.dtype), self.groups != self.heads
             mixed = F.scaled_dot_product_attention(q_BHTE, k_BGSE, v_BGSE, bias, scale=1.0, enable_gqa=grouped)
@@ -192,6 +206,11 @@ class FastDecoder:
         """x / sqrt(mean of squares + eps); the learned factors are in the weights of the next product."""
         norm_N1 = torch.linalg.vector_norm(x_NM, 2, -1, True)
         return x_NM * torch.addcmul(self.eps, norm_N1, norm_N1, value=1 / x_NM.shape[1]).rsqrt_()
+
+
+def _chosen(x_BT: Tensor, at_Bn: Tensor) -> Tensor:
+    """These places `(B, n, *)` of `(B, T, *)`."""
+    return x_BT[torch.arange(len(at_Bn), device=at_Bn.device)[:, None], at_Bn]
 
 
 def _allowed(x_BTM: Tensor, first: int, mask_BS: Tensor | None, causal: bool) -> Tensor | None:

@@ -24,8 +24,7 @@ from torch.nn import functional as F
 from transformers import AutoModel, GenerationConfig, PreTrainedModel
 from transformers import initialization as init
 
-from vqtok.hub.publish import PublishedModel
-from vqtok.modeling import load_checked
+from vqtok.modeling import CheckedModel
 
 from .checks import check_condition, check_features
 from .conditioner import LevelConditioner
@@ -82,7 +81,7 @@ class BatchCondition(NamedTuple):
     told_BL: Tensor
 
 
-class CodePriorPreTrainedModel(PublishedModel, PreTrainedModel):
+class CodePriorPreTrainedModel(CheckedModel, PreTrainedModel):
     """The parts, and how they are initialised, saved and loaded."""
 
     config: CodePriorConfig
@@ -142,17 +141,6 @@ class CodePriorPreTrainedModel(PublishedModel, PreTrainedModel):
             init.normal_(module.weight, mean=0.0, std=0.02)
             if getattr(module, "bias", None) is not None:
                 init.zeros_(module.bias)
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):  # type: ignore[no-untyped-def]
-        """As transformers does, but safetensors only, and every weight must be there and fit.
-
-        Raises:
-            OSError: the folder or repository has no safetensors.
-            ValueError: the file is damaged, or weights are missing from it, unknown, or of another shape than the config says;
-                they are named.
-        """
-        return load_checked(super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs)
 
     # -- where things stand
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 _LARGE = 1 << 17  # weights; below this, the call of the other library takes longer than what it saves
 _MANY = 32  # rows; from here on the other layout is worth it for smaller matrices too
+_WORTH = 512  # rows; the same where a pass reads many of each sample: few passes follow, and laying out takes as long as 200 rows
 
 
 class Product(Protocol):
@@ -40,7 +41,8 @@ def product(
     large = weight_OI.numel() >= _LARGE
     if dtype != torch.bfloat16 or not (large or rows_per_sample >= _MANY) or not _packs(dtype):
         dtype = torch.float32
-    if (large or rows >= _MANY) and _packs(dtype):
+    few_passes = rows_per_sample >= _MANY and dtype == torch.float32
+    if (large or rows >= (_WORTH if few_passes else _MANY)) and _packs(dtype):
         return Packed(weight_OI, bias_O, dtype, rows)
     return Plain(weight_OI, bias_O, dtype)
 

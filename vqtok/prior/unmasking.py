@@ -87,17 +87,18 @@ class Unmasking:
         self.prompt_BTM = self._read(x_BTM, causal=True)
         self.seen = x_BTM.shape[1]
 
-    def _read(self, x_BTM: Tensor, causal: bool) -> Tensor:
+    def _read(self, x_BTM: Tensor, causal: bool, at_Bn: Tensor | None = None) -> Tensor:
         self.decoder.restart(self.seen)
         mask = None if self.mask_BT is None else self.mask_BT[:, : self.seen + x_BTM.shape[1]]
-        hidden: Tensor = self.decoder(x_BTM, mask, causal)
+        hidden: Tensor = self.decoder(x_BTM, mask, causal, at_Bn)
         return hidden
 
-    def hidden(self, here: slice, ids_BN: Tensor, masked_BN: Tensor | None) -> Tensor:
-        """Hidden states `(B, N, M)` of the positions of a level, a second half of rows with guidance."""
+    def hidden(self, here: slice, ids_BN: Tensor, masked_BN: Tensor | None, at_Bn: Tensor | None = None) -> Tensor:
+        """Hidden states `(B, n, M)` of these positions of a level (None: of all), a second half of rows with guidance."""
         x_BNM = self.model._masked_inputs(ids_BN, masked_BN)
-        x_BNM = x_BNM if self.prompt.halves == 1 else x_BNM.repeat(2, 1, 1)
-        return self._read(x_BNM + self.place_BPM[:, here], causal=False)
+        if self.prompt.halves == 2:
+            x_BNM, at_Bn = x_BNM.repeat(2, 1, 1), None if at_Bn is None else at_Bn.repeat(2, 1)
+        return self._read(x_BNM + self.place_BPM[:, here], False, at_Bn)
 
     def finish(self, here: slice, ids_BN: Tensor) -> None:
         """Read a level whose codes are known, for the finer ones to see."""
@@ -118,11 +119,15 @@ class Unmasking:
                 if before == after:
                     continue
                 masked_BN = torch.ones_like(ids_BN, dtype=torch.bool).scatter(1, order_BN[:, : sum(before)], False)
-                hidden_BNM = self.hidden(here, ids_BN, masked_BN)
-                for codebook, (low, high) in enumerate(zip(before, after, strict=True)):
-                    index_Bn = order_BN[:, starts[codebook] + low : starts[codebook] + high]
+                revealed = [
+                    order_BN[:, first + low : first + high]
+                    for first, low, high in zip(starts, before, after, strict=True)
+                ]
+                hidden_BnM = self.hidden(here, ids_BN, masked_BN, torch.cat(revealed, 1))
+                parts = hidden_BnM.split([index_Bn.shape[1] for index_Bn in revealed], 1)
+                for codebook, (index_Bn, part_BnM) in enumerate(zip(revealed, parts, strict=True)):
                     stream = self.model._own_stream(level, codebook)
-                    nats_Bn = self.model._stream_nats(_at(hidden_BNM, index_Bn), ids_BN.gather(1, index_Bn), *stream)
+                    nats_Bn = self.model._stream_nats(part_BnM, ids_BN.gather(1, index_Bn), *stream)
                     nats_BP.scatter_(1, index_Bn + here.start, nats_Bn)
             self.finish(here, ids_BN)
         return nats_BP
@@ -157,7 +162,7 @@ class Filling:
         self.masked_BP = torch.ones_like(self.ids_BP, dtype=torch.bool)
         if known is not None:
             self.ids_BP, self.masked_BP = known[0] * known[1], ~known[1]
-        self.last_BNM: Tensor | None = None
+        self.last_BnM: Tensor | None = None
 
     def run(self) -> Tensor:
         """Ids `(B, P)`."""
@@ -167,8 +172,8 @@ class Filling:
             self._fill(level, here, passes, scales)
             self.unmasking.finish(here, self.ids_BP[:, here])
             done += passes
-        if self.last_BNM is not None:
-            check_finite(self.unmasking.model, self.last_BNM)
+        if self.last_BnM is not None:
+            check_finite(self.unmasking.model, self.last_BnM)
         return self.ids_BP
 
     def _fill(self, level: int, here: slice, passes: int, scales: Sequence[float]) -> None:
@@ -180,24 +185,22 @@ class Filling:
         index_QBn = [n[x.to(torch.int8).argsort(stable=True, dim=1)] for n, x in zip(places, fixed_Bn, strict=True)]
         for at in range(passes):
             left_QB = list(zip(left_TBQ[at].T, left_TBQ[at + 1].T, strict=True))
-            if all(torch.equal(before_B, after_B) for before_B, after_B in left_QB):
+            drawn = [q for q, (before_B, after_B) in enumerate(left_QB) if not torch.equal(before_B, after_B)]
+            if not drawn:
                 continue
-            # Each token of a level sees all others, so the pass reads all of them.
-            hidden_BNM = self.unmasking.hidden(here, self.ids_BP[:, here], self.masked_BP[:, here])
+            asked = [index_QBn[q][:, : int(left_QB[q][0].max())] for q in drawn]
+            # Each token of a level sees all others, so the pass reads all of them, to say something of the masked ones alone.
+            hidden_BnM = self.unmasking.hidden(here, self.ids_BP[:, here], self.masked_BP[:, here], torch.cat(asked, 1))
             warmth = self.settings.choice_temperature * (1 - (at + 1) / passes)
-            for codebook, (before_B, after_B) in enumerate(left_QB):
-                if torch.equal(before_B, after_B):
-                    continue
-                index_Bn = index_QBn[codebook][:, : int(before_B.max())]
-                drawn_Bn, confidence_Bn = self._draw(
-                    hidden_BNM, (level, codebook), here, index_Bn, at, scales[at], warmth
-                )
-                index_QBn[codebook] = self._keep(here, index_Bn, drawn_Bn, confidence_Bn, before_B, after_B)
-            self.last_BNM = hidden_BNM
+            parts = hidden_BnM.split([index_Bn.shape[1] for index_Bn in asked], 1)
+            for q, index_Bn, part_BnM in zip(drawn, asked, parts, strict=True):
+                ids_Bn, sure_Bn = self._draw(part_BnM, (level, q), here, index_Bn, at, scales[at], warmth)
+                index_QBn[q] = self._keep(here, index_Bn, ids_Bn, sure_Bn, *left_QB[q])
+            self.last_BnM = hidden_BnM
 
     def _draw(
         self,
-        hidden_BNM: Tensor,
+        hidden_BnM: Tensor,
         stream: tuple[int, int],
         here: slice,
         index_Bn: Tensor,
@@ -208,13 +211,12 @@ class Filling:
         """Ids of places of a level, and how sure of each the model is, both `(B, n)`."""
         unmasking, settings = self.unmasking, self.settings
         offset, size = unmasking.model._own_stream(*stream)
-        rows_Bn = index_Bn if unmasking.prompt.halves == 1 else index_Bn.repeat(2, 1)
-        logits_BnK = unmasking.model._logits(_at(hidden_BNM, rows_Bn), offset, size).float()
+        logits_BnK = unmasking.model._logits(hidden_BnM, offset, size).float()
         if unmasking.prompt.guided:
             logits_BnK = guide(*logits_BnK.chunk(2), scale)
         numbers_Bn = self.numbers_TBP[at][:, here].gather(1, index_Bn)
         drawn_Bn = draw(logits_BnK.flatten(0, 1), numbers_Bn.flatten(), settings).view(index_Bn.shape)
-        sure_Bn = logits_BnK.gather(2, drawn_Bn[..., None])[..., 0] - logits_BnK.logsumexp(2)
+        sure_Bn = logits_BnK.log_softmax(2).gather(2, drawn_Bn[..., None])[..., 0]
         if warmth and settings.temperature:
             noise_Bn = self.noise_TBP[at][:, here].gather(1, index_Bn)
             sure_Bn = sure_Bn + warmth * gumbel(noise_Bn).float()
@@ -249,7 +251,3 @@ def level_slices(table: OrderTable) -> list[slice]:
 def codebook_places(codebook_N: Tensor) -> list[Tensor]:
     """The places of each codebook among the positions of a level."""
     return [(codebook_N == codebook).nonzero()[:, 0] for codebook in range(int(codebook_N.max()) + 1)]
-
-
-def _at(hidden_BNM: Tensor, index_Bn: Tensor) -> Tensor:
-    return hidden_BNM.gather(1, index_Bn[..., None].expand(-1, -1, hidden_BNM.shape[2]))
