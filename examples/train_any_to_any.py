@@ -62,19 +62,31 @@ class AnyToAnyArguments:
     """Which model, and on what."""
 
     tokenizer: str = field(metadata={"help": "The VQ tokenizer of the pictures."})
-    codes: str | None = field(default=None, metadata={"help": "A code cache with captions, instead of encoding --dataset."})
-    dataset: str | None = field(default=None, metadata={"help": "Pictures with captions; None takes the embedded digits."})
+    codes: str | None = field(
+        default=None, metadata={"help": "A code cache with captions, instead of encoding --dataset."}
+    )
+    dataset: str | None = field(
+        default=None, metadata={"help": "Pictures with captions; None takes the embedded digits."}
+    )
     caption_column: str | None = field(default=None, metadata={"help": "Column of captions."})
     num_samples: int | None = field(default=20_000, metadata={"help": "How many samples of the data set at most."})
-    init_from: str | None = field(default=None, metadata={"help": "A folder or Hub id of a causal language model to start from."})
-    lora_rank: int = field(default=0, metadata={"help": "Rank of adapters on --init_from, merged at the end; 0 trains everything."})
+    init_from: str | None = field(
+        default=None, metadata={"help": "A folder or Hub id of a causal language model to start from."}
+    )
+    lora_rank: int = field(
+        default=0, metadata={"help": "Rank of adapters on --init_from, merged at the end; 0 trains everything."}
+    )
     hidden_size: int = field(default=192, metadata={"help": "Width of a fresh model."})
     num_hidden_layers: int = field(default=5, metadata={"help": "Layers of a fresh model."})
     init: str = field(default="codebook", metadata={"help": "How rows of codes begin: codebook or mean."})
-    text_weight: float = field(default=0.5, metadata={"help": "Weight of the loss on captions beside that on pictures."})
+    text_weight: float = field(
+        default=1.0, metadata={"help": "Weight of the loss on captions beside that on pictures."}
+    )
     guidance_scale: float = field(default=2.0, metadata={"help": "Of the drawings."})
     temperature: float = field(default=0.9, metadata={"help": "Of the drawings."})
-    num_judged: int = field(default=500, metadata={"help": "Held-out captions that are drawn, and pictures that are described."})
+    num_judged: int = field(
+        default=500, metadata={"help": "Held-out captions that are drawn, and pictures that are described."}
+    )
     report: str | None = field(default=None, metadata={"help": "Markdown file to write, with a picture beside it."})
     remark: str = field(default="", metadata={"help": "What a reader of the report must know about this run."})
 
@@ -126,7 +138,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
         metrics = {"parameters": count, "steps": args.max_steps, "training_minutes": minutes}
-        metrics |= {name.removeprefix("eval_"): value for name, value in history[-1].items() if name.startswith("eval_")}
+        metrics |= {
+            name.removeprefix("eval_"): value for name, value in history[-1].items() if name.startswith("eval_")
+        }
         if script.dataset is None:
             metrics |= judge(model, processor, script, folder)
         save_training(folder, {**asdict(script), **asdict(args)}, history)
@@ -140,10 +154,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 def both_directions(processor: MultimodalProcessor, items: list[dict[str, Any]]) -> dict[str, Tensor]:
     """A batch: even samples are drawn (caption, then picture), odd ones written (picture, then caption)."""
-    layout, fingerprint = processor.vocabulary.modality("image").layout, processor.vocabulary.modality("image").fingerprint
+    layout, fingerprint = (
+        processor.vocabulary.modality("image").layout,
+        processor.vocabulary.modality("image").fingerprint,
+    )
     alone, told = [], []
     for index, item in enumerate(items):
-        picture = Codes(tuple(level[None] for level in item["codes"]), torch.tensor([item["size"]]), layout, fingerprint)
+        picture = Codes(
+            tuple(level[None] for level in item["codes"]), torch.tensor([item["size"]]), layout, fingerprint
+        )
         if index % WITHOUT_CAPTION == 0:
             alone.append([picture])
         else:
@@ -173,7 +192,7 @@ def direction_losses(model: nn.Module, batch: dict[str, Tensor], device: torch.d
 class AnyToAnyStep(OptimizerStep):
     """A step of both directions: nats per id of pictures, and `text_weight` times those of captions."""
 
-    text_weight = 0.5
+    text_weight = 1.0
 
     def compute(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         losses = direction_losses(self.prepared, batch, self.accelerator.device)
@@ -238,7 +257,12 @@ def _add_adapters(model: Any, rank: int, text_rows: int) -> None:
 
 @torch.no_grad()
 def draw(
-    model: Any, processor: MultimodalProcessor, captions: Sequence[str], guidance_scale: float, temperature: float, seed: int = 0
+    model: Any,
+    processor: MultimodalProcessor,
+    captions: Sequence[str],
+    guidance_scale: float,
+    temperature: float,
+    seed: int = 0,
 ) -> list[Any]:
     """The pictures of captions, by plain `generate`."""
     torch.manual_seed(seed)
@@ -279,7 +303,8 @@ def judge(model: Any, processor: MultimodalProcessor, script: AnyToAnyArguments,
     captions = write(model, processor, pictures)
     writing = time.monotonic() - start - drawing
     write_with(folder / "samples" / "drawn.png", lambda path: contact_sheet([drawn[:8]]).save(path, format="PNG"))
-    judged, real = DigitJudge().judge(drawn, scenes), DigitJudge().judge(pictures, scenes)
+    digits = DigitJudge()
+    judged, real = digits.judge(drawn, scenes), digits.judge(pictures, scenes)
     right = [_facts(caption) == sorted(scene) for caption, scene in zip(captions, scenes, strict=True)]
     glyphs = [(glyph, set(_facts(caption))) for caption, scene in zip(captions, scenes, strict=True) for glyph in scene]
     return {
@@ -306,10 +331,14 @@ def _report(
 ) -> None:
     where = ", ".join(f"{key} {value}" for key, value in machine(torch.device("cpu")).items())
     picture = path.with_suffix(".png")
-    rows = [draw(model, processor, [prompt] * 4, script.guidance_scale, script.temperature, seed=7) for prompt in PROMPTS]
+    rows = [
+        draw(model, processor, [prompt] * 4, script.guidance_scale, script.temperature, seed=7) for prompt in PROMPTS
+    ]
     write_with(picture, lambda temporary: contact_sheet(rows, tile=64).save(temporary, format="PNG"))
     data = CaptionedDigits("test", num_samples=6, seed=2)
-    described = zip([data[i]["text"] for i in range(6)], write(model, processor, [data[i]["image"] for i in range(6)]), strict=True)
+    described = zip(
+        [data[i]["text"] for i in range(6)], write(model, processor, [data[i]["image"] for i in range(6)]), strict=True
+    )
     asked = [
         ("drawing: place", "drawing_place", 0.97),
         ("drawing: colour", "drawing_colour", 0.97),
@@ -324,7 +353,8 @@ def _report(
         f"Written by `examples/train_any_to_any.py` on {date.today().isoformat()} ({where}). A Llama of {metrics['parameters'] / 1e6:.2f} M "
         f"parameters from random weights, {metrics['steps']} steps in {metrics['training_minutes']:.1f} minutes, judged on "
         f"{metrics['judged']} scenes and handwriting that training never had; guidance {script.guidance_scale:g}, temperature "
-        f"{script.temperature:g}; captions are the likeliest words, of real held-out pictures." + (f" {script.remark}" if script.remark else ""),
+        f"{script.temperature:g}; captions are the likeliest words, of real held-out pictures."
+        + (f" {script.remark}" if script.remark else ""),
         "",
         "| measured | asked | reached |",
         "| --- | --- | --- |",

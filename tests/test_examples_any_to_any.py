@@ -15,7 +15,20 @@ from vqtok.image.digits import CaptionedDigits
 from vqtok.prior import train_text_tokenizer
 from vqtok.prior.data import write_code_cache
 
-QUICK = ["--max_steps", "4", "--batch_size", "4", "--save_every", "2", "--log_every", "2", "--warmup_steps", "1", "--num_threads", "1"]
+QUICK = [
+    "--max_steps",
+    "4",
+    "--batch_size",
+    "4",
+    "--save_every",
+    "2",
+    "--log_every",
+    "2",
+    "--warmup_steps",
+    "1",
+    "--num_threads",
+    "1",
+]
 SMALL = ["--hidden_size", "32", "--num_hidden_layers", "1", "--mixed_precision", "no"]
 
 
@@ -48,7 +61,10 @@ def test_it_learns_both_directions_judges_them_and_reports(made, tmp_path):
     assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == metrics
     assert metrics["judged"] == 4 and 0 <= metrics["writing_exact"] <= 1 and metrics["judge_digit_on_real"] > 0.5
     page = (tmp_path / "page.md").read_text()
-    assert f"| caption: all facts exact | 90% | {metrics['writing_exact']:.1%} |" in page and (tmp_path / "page.png").exists()
+    assert (
+        f"| caption: all facts exact | 90% | {metrics['writing_exact']:.1%} |" in page
+        and (tmp_path / "page.png").exists()
+    )
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     processor = MultimodalProcessor.from_pretrained(tmp_path / "out")
     grid = GridLogitsProcessor(processor.vocabulary, "image", (16, 16), processor.tokenizer.eos_token_id)
@@ -70,7 +86,9 @@ def test_a_batch_holds_both_directions(made):
         pictures = batch["modality_ids"][row] > 0
         assert int(pictures.sum()) == length
         first = int((ids == begin).nonzero()[0])
-        assert (first == 0) == (row % 2 == 1 or row == 0), "a picture comes first where it is written, or has no caption"
+        assert (first == 0) == (row % 2 == 1 or row == 0), (
+            "a picture comes first where it is written, or has no caption"
+        )
         assert bool(learned[pictures].all()) == (row % 2 == 0) and bool(learned[pictures].any()) == (row % 2 == 0)
     losses = train_any_to_any.direction_losses(_, batch, torch.device("cpu"))
     assert set(losses) == {"drawing", "writing"} and all(value.isfinite() for value in losses.values())

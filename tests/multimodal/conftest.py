@@ -11,7 +11,13 @@ from vqtok import VQTokenizer, extend
 from vqtok.prior import train_text_tokenizer
 
 WORDS = ["a red three top left", "a blue seven bottom right", "there is a green zero"]
-COMMON = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "bos_token_id": None, "eos_token_id": None}
+COMMON = {
+    "num_hidden_layers": 2,
+    "hidden_size": 32,
+    "num_attention_heads": 2,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
 LLAMA = {**COMMON, "intermediate_size": 48, "num_key_value_heads": 2, "max_position_embeddings": 512}
 MODELS = {
     "llama": ("llama", {**LLAMA, "tie_word_embeddings": False}),
@@ -31,7 +37,9 @@ def make_text_tokenizer():
 def make_model(kind, rows, seed=0, **changes):
     torch.manual_seed(seed)
     name, fields = MODELS[kind]
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, vocab_size=rows, **{**fields, **changes})).eval()
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(name, vocab_size=rows, **{**fields, **changes})
+    ).eval()
     with torch.no_grad():  # louder than fresh weights, so that what is read matters
         for own, value in model.named_parameters():
             if "norm" not in own and "ln" not in own and value.ndim > 1:

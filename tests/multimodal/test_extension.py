@@ -88,7 +88,9 @@ def test_spare_rows_and_other_added_tokens_are_taken_as_they_are(vqs):
     before = model.get_input_embeddings().weight.clone()
     processor = extend(tokenizer, model, vqs, max_grid=8)
     rows = processor.vocabulary.text_size
-    assert tokenizer.convert_tokens_to_ids("<|image_begin|>") == rows == processor.vocabulary.special_id("image", "begin")
+    assert (
+        tokenizer.convert_tokens_to_ids("<|image_begin|>") == rows == processor.vocabulary.special_id("image", "begin")
+    )
     assert tokenizer.convert_tokens_to_ids("<custom>") == rows - 2
     after = model.get_input_embeddings().weight
     assert len(after) == 1024 and torch.equal(after[:rows], before[:rows])

@@ -98,7 +98,10 @@ def test_the_hooks_go_with_the_model(vqs):
     train(model, vocabulary, OPTIMIZERS["sgd"](model.parameters()), 1)
     del model
     gc.collect()
-    assert (len(torch_optimizer._global_optimizer_pre_hooks), len(torch_optimizer._global_optimizer_post_hooks)) == before
+    assert (
+        len(torch_optimizer._global_optimizer_pre_hooks),
+        len(torch_optimizer._global_optimizer_post_hooks),
+    ) == before
 
 
 def test_what_cannot_be_frozen_is_refused(vqs):

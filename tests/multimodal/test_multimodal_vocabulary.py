@@ -15,7 +15,9 @@ AUDIO = Modality("audio", CodeLayout(1, (LevelLayout(6, 2, 5), LevelLayout(2, 1,
 BOTH = MultimodalVocabulary(10, (IMAGE, AUDIO))
 
 layouts = st.builds(
-    lambda ndim, levels: CodeLayout(ndim, tuple(LevelLayout(stride, q, k) for stride, (q, k) in zip((8, 4, 2), levels, strict=False))),
+    lambda ndim, levels: CodeLayout(
+        ndim, tuple(LevelLayout(stride, q, k) for stride, (q, k) in zip((8, 4, 2), levels, strict=False))
+    ),
     st.sampled_from([1, 2]),
     st.lists(st.tuples(st.integers(1, 3), st.sampled_from([1, 5, 1 << 17])), min_size=1, max_size=3),
 )
@@ -53,7 +55,9 @@ def test_ids_by_hand():
     assert [BOTH.id("image", *where) for where in ((0, 0, 0), (0, 0, 3), (1, 0, 0), (1, 1, 2))] == [15, 18, 19, 24]
     assert (BOTH.special_id("audio", "begin"), BOTH.size_id("audio", 3), BOTH.id("audio", 0, 1, 4)) == (25, 29, 39)
     assert (BOTH.size, BOTH.padded_size) == (40 + 512 + 256, 832)
-    codes = Codes((torch.tensor([[[[2]]]]), torch.tensor([[[[0, 1], [2, 0]], [[1, 1], [1, 2]]]])), [[8, 8]], IMAGE.layout)
+    codes = Codes(
+        (torch.tensor([[[[2]]]]), torch.tensor([[[[0, 1], [2, 0]], [[1, 1], [1, 2]]]])), [[8, 8]], IMAGE.layout
+    )
     ids = [10, 13, 13, 17, 12, 19, 23, 20, 23, 12, 21, 23, 19, 24, 12, 11]
     assert BOTH.write("image", codes) == [ids]
     assert BOTH.num_tokens("image", (8, 8)) == len(ids)
@@ -82,7 +86,9 @@ def test_every_id_has_one_meaning_and_one_name():
 @settings(max_examples=40, deadline=None)
 @given(layouts, st.lists(st.integers(1, 20), min_size=2, max_size=2), st.integers(0, 99))
 def test_the_sequence_is_that_of_plain_loops_and_comes_back(layout, size, seed):
-    vocabulary = MultimodalVocabulary(5, (Modality("other", CodeLayout(2, (LevelLayout(8, 1, 9),))), Modality("it", layout, 3)))
+    vocabulary = MultimodalVocabulary(
+        5, (Modality("other", CodeLayout(2, (LevelLayout(8, 1, 9),))), Modality("it", layout, 3))
+    )
     codes = random_codes(layout, size[: layout.ndim], seed)
     (ids,) = vocabulary.write("it", codes)
     assert ids == slow_ids(vocabulary, "it", codes)
@@ -119,7 +125,10 @@ def test_a_vocabulary_survives_json():
         (lambda: BOTH.size_id("image", 3), "coarsest grid of 3.*larger max_grid"),
         (lambda: BOTH.locate(-1), "below 0"),
         (lambda: BOTH.write("audio", random_codes(IMAGE.layout, (8, 8))), "codes of the layout"),
-        (lambda: BOTH.write("image", random_codes(IMAGE.layout, (8, 8)).prefix(num_levels=1)), "all levels and codebooks"),
+        (
+            lambda: BOTH.write("image", random_codes(IMAGE.layout, (8, 8)).prefix(num_levels=1)),
+            "all levels and codebooks",
+        ),
         (lambda: BOTH.write("image", random_codes(IMAGE.layout, (24, 8))), "coarsest grid of 3"),
     ],
 )

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.hub.loopback import MINE
 from tests.multimodal.conftest import make_model, make_text_tokenizer
 from tests.tiny import make_tokenizer, picture, sound
 from vqtok import MultimodalProcessor, VQTokenizer, extend
@@ -30,7 +31,10 @@ def test_ids_labels_and_modalities_by_hand(extended):
     stop = processor.tokenizer.eos_token_id
     sample = ["a red three", picture(8, 16), "top left"]
     plain = processor([sample])
-    assert plain["input_ids"].tolist() == [[*words[0], *seen, *words[1]]] and set(plain) == {"input_ids", "attention_mask"}
+    assert plain["input_ids"].tolist() == [[*words[0], *seen, *words[1]]] and set(plain) == {
+        "input_ids",
+        "attention_mask",
+    }
     silent = [[-100] * len(part) for part in (words[0], seen, words[1])]
     wanted = {
         "all": [*words[0], *seen, *words[1], stop],
@@ -48,14 +52,22 @@ def test_ids_labels_and_modalities_by_hand(extended):
     assert processor([sample], labels="last", end=False)["labels"].shape[1] == len(wanted["all"]) - 1
     begun = processor(["top left"], begin="image", sizes=(8, 16))["input_ids"][0].tolist()
     assert begun == [*words[1], *seen[:3]]
-    assert processor(["top left"], begin="audio")["input_ids"][0, -1] == processor.vocabulary.special_id("audio", "begin")
+    assert processor(["top left"], begin="audio")["input_ids"][0, -1] == processor.vocabulary.special_id(
+        "audio", "begin"
+    )
 
 
 def test_a_batch_is_its_samples_padded(extended):
     _, processor = extended
     samples = [["a red three", picture(16, 8)], "top", [("image", picture(8, 8)), sound(100), picture(8, 8, 1), "a"]]
     for labels, side in ((None, "left"), ("all", "right"), ("last", "left")):
-        batch = processor(samples, labels=labels, return_modality_ids=True, sampling_rate=8000, padding_side=None if labels != "last" else side)
+        batch = processor(
+            samples,
+            labels=labels,
+            return_modality_ids=True,
+            sampling_rate=8000,
+            padding_side=None if labels != "last" else side,
+        )
         for row, sample in enumerate(samples):
             alone = processor([sample], labels=labels, return_modality_ids=True, sampling_rate=8000)
             count = alone["input_ids"].shape[1]
@@ -67,18 +79,32 @@ def test_a_batch_is_its_samples_padded(extended):
                 assert int((batch["labels"][row] != -100).sum()) == int((alone["labels"] != -100).sum())
     lists = processor(samples, labels="all", return_tensors=None, sampling_rate=8000)
     rows = [{name: value[i] for name, value in lists.items()} for i in range(3)]
-    assert torch.equal(processor.pad(rows)["input_ids"], processor(samples, labels="all", sampling_rate=8000)["input_ids"])
+    assert torch.equal(
+        processor.pad(rows)["input_ids"], processor(samples, labels="all", sampling_rate=8000)["input_ids"]
+    )
 
 
 def test_what_was_written_is_read_again(extended):
     _, processor = extended
     image, audio = (processor.vq_tokenizers[name] for name in ("image", "audio"))
-    samples = [["a red three", picture(16, 8), "top left", picture(32, 24, 2)], [sound(320), "a tab\tand a bell\x07"], [picture(16, 8, 1)]]
+    samples = [
+        ["a red three", picture(16, 8), "top left", picture(32, 24, 2)],
+        [sound(320), "a tab\tand a bell\x07"],
+        [picture(16, 8, 1)],
+    ]
     batch = processor(samples, sampling_rate=8000)
     back = processor.batch_decode(batch["input_ids"])
     expected = [
-        [" a red three", image.reconstruct([picture(16, 8)])[0], " top left", image.reconstruct([picture(32, 24, 2)])[0]],
-        [audio.reconstruct([sound(320)], sampling_rate=8000)[0], " a tab and a bell\x07"],  # runs of white space are one space here
+        [
+            " a red three",
+            image.reconstruct([picture(16, 8)])[0],
+            " top left",
+            image.reconstruct([picture(32, 24, 2)])[0],
+        ],
+        [
+            audio.reconstruct([sound(320)], sampling_rate=8000)[0],
+            " a tab and a bell\x07",
+        ],  # runs of white space are one space here
         [image.reconstruct([picture(16, 8, 1)])[0]],
     ]
     assert [len(row) for row in back] == [len(row) for row in expected]
@@ -102,7 +128,9 @@ def test_names_in_a_text_are_text_unless_asked(extended):
         assert "".join(said).replace(" ", "") == text.replace(" ", "")
         assert token in processor([text], parse_tokens=True)["input_ids"][0].tolist()
     stop = processor.tokenizer.eos_token_id
-    assert processor([f"a<|endoftext|>b {name}"])["input_ids"][0].tolist().count(stop) == 1, "its own special tokens count"
+    assert processor([f"a<|endoftext|>b {name}"])["input_ids"][0].tolist().count(stop) == 1, (
+        "its own special tokens count"
+    )
     assert processor(["a<|endoftext|>"])["input_ids"][0, -1] == stop, "and the text behind is read as before"
 
 
@@ -114,7 +142,10 @@ def test_chats_are_written_by_the_template(extended):
     seen = processor.vq_tokenizers["image"].encode([picture(8, 8)])
     ids = processor.vocabulary.write("image", seen)[0]
     chat = [
-        {"role": "user", "content": [{"type": "text", "text": "see <|image_0_0_7|> "}, {"type": "image", "image": picture(8, 8)}]},
+        {
+            "role": "user",
+            "content": [{"type": "text", "text": "see <|image_0_0_7|> "}, {"type": "image", "image": picture(8, 8)}],
+        },
         {"role": "assistant", "content": "a red three"},
         {"role": "user", "content": "top left"},
         {"role": "assistant", "content": [{"type": "image", "image": seen}]},
@@ -127,7 +158,7 @@ def test_chats_are_written_by_the_template(extended):
     assert [t for t, m in zip(row, batch["modality_ids"][0].tolist(), strict=True) if m == 1] == ids * 2
     said = processor.decode(row, skip_special_tokens=False)
     assert [item if isinstance(item, str) else "picture" for item in said] == [
-        " <|user|>see <|image_0_0_7|>", "picture", "<|endoftext|> <|assistant|>a red three<|endoftext|> <|user|>top left<|endoftext|> <|assistant|>",
+        " <|user|>see <|image_0_0_7|>", "picture", "<|endoftext|> <|assistant|> a red three<|endoftext|> <|user|>top left<|endoftext|> <|assistant|>",
         "picture", "<|endoftext|>",
     ]  # fmt: skip
     asked = processor([chat[:1], chat[:3]], add_generation_prompt=True)
@@ -145,7 +176,11 @@ def test_chats_are_written_by_the_template(extended):
         ([[("video", "x")]], {}, "sample 0, item 0: no modality 'video': there are image, audio"),
         ([["a", 3]], {}, "sample 0, item 1: an item is a text"),
         ([["a", picture(80, 8)]], {}, "sample 0, item 1: image: a coarsest grid of 10"),
-        ([["a", picture(4, 4)]], {}, "the media of 'image', counted over all samples: item 0: .*smaller than the stride"),
+        (
+            [["a", picture(4, 4)]],
+            {},
+            "the media of 'image', counted over all samples: item 0: .*smaller than the stride",
+        ),
         (["a"], {"labels": "some"}, "labels must be one of all, last"),
         (["a"], {"labels": [[1]]}, "sample 0: item 1 shall be learned, it has 1"),
         (["a"], {"labels": []}, "labels are given for 0 samples"),
@@ -174,7 +209,9 @@ def test_codes_of_another_tokenizer_are_refused(extended, tmp_path):
     make_tokenizer(seed=5).save_pretrained(tmp_path)
     other = VQTokenizer.from_pretrained(tmp_path)
     codes = other.encode([picture(8, 8)])
-    with pytest.raises(ValueError, match=f"sample 0, item 1: codes of the code space {other.fingerprint} belong to none of"):
+    with pytest.raises(
+        ValueError, match=f"sample 0, item 1: codes of the code space {other.fingerprint} belong to none of"
+    ):
         processor([["a", codes]])
     with pytest.raises(ValueError, match=f"code space {other.fingerprint}"):
         processor([[("image", codes)]])
@@ -204,7 +241,9 @@ def test_a_medium_that_ends_early_is_refused_or_shown_as_far_as_it_goes(extended
     assert seen == {"none", "coarse", "fine"}
     wrong = list(ids)
     wrong[begin + 3] = vocabulary.id("image", 1, 0, 0)
-    with pytest.raises(ValueError, match=rf"holds \('image', 'code', 1, 0, 0\) in column {begin + 3}, where it cannot stand"):
+    with pytest.raises(
+        ValueError, match=rf"holds \('image', 'code', 1, 0, 0\) in column {begin + 3}, where it cannot stand"
+    ):
         processor.decode(wrong)
     assert processor.decode(wrong, unfinished="coarse") == [" a", None]
     stray = [vocabulary.id("image", 0, 0, 1)]
@@ -262,16 +301,18 @@ def test_folders_that_do_not_fit_are_refused(extended, tmp_path):
 
 def test_the_vq_tokenizers_may_stay_on_the_hub(hub, tmp_path, vqs):
     with pytest.raises(ValueError, match="'image' was not loaded from the Hub"):
-        extend(tokenizer := make_text_tokenizer(), make_model("gpt2", len(tokenizer)), vqs["image"]).save_pretrained(tmp_path, copy=False)
+        extend(tokenizer := make_text_tokenizer(), make_model("gpt2", len(tokenizer)), vqs["image"]).save_pretrained(
+            tmp_path, copy=False
+        )
     assert not list(tmp_path.iterdir())
-    vqs["image"].push_to_hub("me/vq", token="hf_secret")
-    published = VQTokenizer.from_pretrained("me/vq", token="hf_secret")
+    vqs["image"].push_to_hub("me/vq", token=MINE)
+    published = VQTokenizer.from_pretrained("me/vq", token=MINE)
     processor = extend(tokenizer := make_text_tokenizer(), make_model("gpt2", len(tokenizer)), published)
     processor.save_pretrained(tmp_path, copy=False)
     assert not (tmp_path / "vq_image").exists()
     place = json.loads((tmp_path / "multimodal.json").read_text())["vq_tokenizers"]["image"]
     assert place == {"repo": "me/vq", "revision": published.source["revision"]}
-    again = MultimodalProcessor.from_pretrained(tmp_path, token="hf_secret")
+    again = MultimodalProcessor.from_pretrained(tmp_path, token=MINE)
     assert again.vq_tokenizers["image"].fingerprint == vqs["image"].fingerprint
 
 

@@ -12,7 +12,9 @@ _MARK = "\x02vqtok-medium-{}\x03"  # control characters that no str.strip() of a
 
 def is_chat(value: Any) -> bool:
     """Whether it is a list of messages."""
-    return isinstance(value, Sequence) and bool(len(value)) and all(isinstance(m, Mapping) and "role" in m for m in value)
+    return (
+        isinstance(value, Sequence) and bool(len(value)) and all(isinstance(m, Mapping) and "role" in m for m in value)
+    )
 
 
 def chat_items(

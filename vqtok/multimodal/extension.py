@@ -65,9 +65,11 @@ def extend(
     """
     vocabulary, vqs = _vocabulary(tokenizer, vq_tokenizers, max_grid, multiple)
     if init not in INITS:
-        raise ValueError(f"init must be one of {', '.join(INITS)}, got {init!r}: 'codebook' begins with the codebooks' vectors")
-    _check_model(model, vocabulary)
+        raise ValueError(
+            f"init must be one of {', '.join(INITS)}, got {init!r}: 'codebook' begins with the codebooks' vectors"
+        )
     _check_text(tokenizer, vocabulary)
+    _check_model(model, vocabulary)
     if freeze and not all(parameter.requires_grad for parameter in vocabulary_parameters(model)):
         raise ValueError("freeze keeps old rows while new ones learn, and this model's embedding does not learn at all")
     vectors = {stream: value.cpu() for stream, value in _code_vectors(vocabulary, vqs)} if init == "codebook" else {}
@@ -88,7 +90,9 @@ def _vocabulary(
     vqs = {vq_tokenizers.modality: vq_tokenizers} if isinstance(vq_tokenizers, VQTokenizer) else dict(vq_tokenizers)
     grids = dict(max_grid) if isinstance(max_grid, Mapping) else dict.fromkeys(vqs, max_grid)
     if set(grids) != set(vqs):
-        raise ValueError(f"max_grid is given for {sorted(grids)}, the modalities are {sorted(vqs)}: name each, or give one number")
+        raise ValueError(
+            f"max_grid is given for {sorted(grids)}, the modalities are {sorted(vqs)}: name each, or give one number"
+        )
     modalities = [Modality(name, vq.layout, grids[name], vq.fingerprint) for name, vq in vqs.items()]
     return MultimodalVocabulary(len(tokenizer), tuple(modalities), multiple), vqs
 
@@ -96,7 +100,9 @@ def _vocabulary(
 def _check_text(tokenizer: PreTrainedTokenizerBase, vocabulary: MultimodalVocabulary) -> None:
     """Refuse a tokenizer that would not give the new tokens the ids behind its last one."""
     if not tokenizer.is_fast:
-        raise TypeError(f"{type(tokenizer).__name__} is no fast tokenizer: load it with AutoTokenizer, which takes the fast one")
+        raise TypeError(
+            f"{type(tokenizer).__name__} is no fast tokenizer: load it with AutoTokenizer, which takes the fast one"
+        )
     ids = tokenizer.get_vocab()
     if before := next((match for name in ids if (match := _EXTENDED.fullmatch(name))), None):
         raise ValueError(
@@ -172,7 +178,9 @@ def _grow(
         if parameter.ndim == 1:  # the head's bias
             parameter[first:] = before.float().mean()
         else:
-            parameter[first:] = _new_rows(before.float(), len(parameter) - first, vocabulary, vectors, generator).to(parameter)
+            parameter[first:] = _new_rows(before.float(), len(parameter) - first, vocabulary, vectors, generator).to(
+                parameter
+            )
         if not torch.equal(parameter[:first], before):
             raise RuntimeError(f"{type(model).__name__}.resize_token_embeddings changed rows that were there")
     model.config.vqtok_vocabulary = vocabulary.to_dict()

@@ -51,7 +51,8 @@ def save_parts(
             elif source is not None:
                 places[name] = {"repo": source["repo"], "revision": source["revision"]}
         modalities = tuple(
-            dataclasses.replace(modality, fingerprint=vqs[modality.name].fingerprint) for modality in vocabulary.modalities
+            dataclasses.replace(modality, fingerprint=vqs[modality.name].fingerprint)
+            for modality in vocabulary.modalities
         )
         vocabulary = dataclasses.replace(vocabulary, modalities=modalities)
         write_json(
@@ -68,7 +69,9 @@ def load_parts(
     folder, _ = fetch_folder(id_or_folder, FILES, revision=revision, subfolder=subfolder, **hub)
     path = folder / MULTIMODAL_FILE
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} has no {MULTIMODAL_FILE}: name a folder that MultimodalProcessor.save_pretrained wrote")
+        raise FileNotFoundError(
+            f"{folder} has no {MULTIMODAL_FILE}: name a folder that MultimodalProcessor.save_pretrained wrote"
+        )
     facts = read_json(path)
     try:
         version, places = facts["format"], facts["vq_tokenizers"]
@@ -93,7 +96,11 @@ def _vq_tokenizer(folder: Path, name: str, place: Any, hub: Mapping[str, Any]) -
         if not (folder / place).is_dir():
             raise FileNotFoundError(f"{folder} has no folder {place!r} with the VQ tokenizer: save the processor again")
         return VQTokenizer.from_pretrained(folder / place)
-    strings = isinstance(place, dict) and set(place) == {"repo", "revision"} and all(isinstance(v, str) for v in place.values())
+    strings = (
+        isinstance(place, dict)
+        and set(place) == {"repo", "revision"}
+        and all(isinstance(v, str) for v in place.values())
+    )
     if not strings or not HUB_ID.fullmatch(place["repo"]) or not is_revision(place["revision"]):
         raise ValueError(
             f"{folder / MULTIMODAL_FILE}: the VQ tokenizer for {name!r} must be the folder 'vq_{name}' or a repository with its revision, "

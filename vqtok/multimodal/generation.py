@@ -3,7 +3,7 @@
 Nothing is remembered between two calls: where a row stands is read off its ids. So rows may be reordered by beams, padded on the left,
 and begin anywhere, in the middle of a grid too.
 
-Axis letters: B batch, T ids so far, V vocabulary.
+Axis letters: B batch, T ids so far, V ids of the model.
 """
 
 from __future__ import annotations
@@ -94,15 +94,18 @@ class GridLogitsProcessor(LogitsProcessor):
         """Which of `rows` ids may follow each row of `input_ids` `(B, T)`: bool `(B, rows)`."""
         rows = rows or self.vocabulary.padded_size
         allowed = self._between(input_ids, rows)
-        begin_B, end_B = (_last(input_ids, ids.to(input_ids.device)) for ids in (self._begins, self._ends))
-        inside = (begin_B > end_B).nonzero()[:, 0].tolist()
+        begin, end = (_last(input_ids, ids.to(input_ids.device)) for ids in (self._begins, self._ends))
+        inside = (begin > end).nonzero()[:, 0].tolist()
         if not inside:
             return allowed
-        told_B = input_ids.shape[1] - 1 - begin_B
-        columns = begin_B[:, None] + torch.arange(1 + self._most_axes, device=input_ids.device)
-        heads = input_ids.gather(1, columns.clamp(0, input_ids.shape[1] - 1)).tolist()  # begin and size tokens: all that counts
-        told = told_B.tolist()
+        told = (input_ids.shape[1] - 1 - begin).tolist()
+        columns = begin[:, None] + torch.arange(1 + self._most_axes, device=input_ids.device)
+        heads = input_ids.gather(
+            1, columns.clamp(0, input_ids.shape[1] - 1)
+        ).tolist()  # begin and size tokens: all that counts
         found = {row: span for row in inside if (span := self._next(heads[row], told[row])) is not None}
+        if not found:
+            return allowed
         first, count = torch.tensor(list(found.values()), device=allowed.device).view(-1, 2).T
         every = torch.arange(rows, device=allowed.device)
         allowed[list(found)] = (every >= first[:, None]) & (every < (first + count)[:, None])

@@ -76,7 +76,9 @@ def _name_of_codes(codes: Codes, vqs: Mapping[str, VQTokenizer]) -> str:
     if len(codes) != 1:
         raise ValueError(f"Codes of {len(codes)} samples stand where one medium should: give codes[0], codes[1], ...")
     for name, vq in vqs.items():
-        if codes.layout == vq.layout and (None in (codes.fingerprint, vq.fingerprint) or codes.fingerprint == vq.fingerprint):
+        if codes.layout == vq.layout and (
+            None in (codes.fingerprint, vq.fingerprint) or codes.fingerprint == vq.fingerprint
+        ):
             return name
     if len(vqs) == 1:
         next(iter(vqs.values())).check_codes(codes)  # says what does not fit
@@ -94,7 +96,9 @@ def _check_text(text: str) -> None:
         ) from None
 
 
-def text_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], first: int, parse_tokens: bool) -> list[list[int]]:
+def text_ids(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], first: int, parse_tokens: bool
+) -> list[list[int]]:
     """The ids of texts, without what the tokenizer writes around them.
 
     Args:
@@ -143,7 +147,9 @@ def learned_items(
                 raise ValueError(f"sample {index}: item {wrong[0]} shall be learned, it has {len(sample)} items")
         return chosen
     if labels not in LEARNED:
-        raise ValueError(f"labels must be one of {', '.join(LEARNED)}, or numbers of items for each sample, got {labels!r}")
+        raise ValueError(
+            f"labels must be one of {', '.join(LEARNED)}, or numbers of items for each sample, got {labels!r}"
+        )
     if labels == "assistant":
         if None in answers:
             raise ValueError(f"sample {list(answers).index(None)} is no chat, so it has no answers: say labels='last'")

@@ -46,10 +46,14 @@ class MultimodalProcessor:
         vocabulary: MultimodalVocabulary,
     ):
         if set(vq_tokenizers) != set(vocabulary.blocks):
-            raise ValueError(f"the vocabulary has {sorted(vocabulary.blocks)}, VQ tokenizers are given for {sorted(vq_tokenizers)}")
+            raise ValueError(
+                f"the vocabulary has {sorted(vocabulary.blocks)}, VQ tokenizers are given for {sorted(vq_tokenizers)}"
+            )
         for modality in vocabulary.modalities:
             vq = vq_tokenizers[modality.name]
-            check_fingerprint(modality.fingerprint, vq.fingerprint, f"the codes of the VQ tokenizer for {modality.name!r}")
+            check_fingerprint(
+                modality.fingerprint, vq.fingerprint, f"the codes of the VQ tokenizer for {modality.name!r}"
+            )
             if vq.layout != modality.layout:
                 raise ValueError(
                     f"the VQ tokenizer for {modality.name!r} makes codes of the layout {vq.layout.to_dict()}, the vocabulary is of "
@@ -193,7 +197,9 @@ class MultimodalProcessor:
             ValueError: an unknown side, or no rows.
         """
         if not rows or return_tensors != "pt":
-            raise ValueError(f"pad makes tensors ('pt') of at least one row, got {len(rows)} rows and {return_tensors!r}")
+            raise ValueError(
+                f"pad makes tensors ('pt') of at least one row, got {len(rows)} rows and {return_tensors!r}"
+            )
         side = padding_side or ("right" if "labels" in rows[0] else "left")
         if side not in ("left", "right"):
             raise ValueError(f"padding_side must be left or right, got {side!r}")
@@ -229,9 +235,13 @@ class MultimodalProcessor:
         begins, ends = ({block.special_id(special) for block in blocks} for special in ("begin", "end"))
         rows = []
         for index, ids in enumerate(inputs["input_ids"].tolist()):
-            begun, ended = (max((i for i, token in enumerate(ids) if token in those), default=-1) for those in (begins, ends))
+            begun, ended = (
+                max((i for i, token in enumerate(ids) if token in those), default=-1) for those in (begins, ends)
+            )
             if begun <= ended:
-                raise ValueError(f"row {index} does not end inside a medium, so there is nothing to guide: give begin to the processor")
+                raise ValueError(
+                    f"row {index} does not end inside a medium, so there is nothing to guide: give begin to the processor"
+                )
             rows.append({"input_ids": [*self._start, *ids[begun:]]})
         batch = self.pad(rows, "left").to(inputs["input_ids"].device)
         return {"negative_prompt_ids": batch["input_ids"], "negative_prompt_attention_mask": batch["attention_mask"]}
@@ -242,9 +252,7 @@ class MultimodalProcessor:
         """What one row of ids says: a list of str, pictures and sound in their order. See `batch_decode`."""
         return self.batch_decode([ids.tolist() if isinstance(ids, Tensor) else ids], unfinished, skip_special_tokens)[0]
 
-    def batch_decode(
-        self, ids: Any, unfinished: str = "error", skip_special_tokens: bool = True
-    ) -> list[list[Any]]:
+    def batch_decode(self, ids: Any, unfinished: str = "error", skip_special_tokens: bool = True) -> list[list[Any]]:
         """What rows of ids say, each a list of str, pictures and sound in their order.
 
         A medium comes back with the size that was announced, in whole cells of the coarsest grid.

@@ -175,9 +175,10 @@ class MultimodalVocabulary:
 
     def name(self, token: int) -> str:
         """The name of an id behind the text, for other programs: `<|image_begin|>`, `<|image_size_4|>`, `<|image_0_0_17|>`."""
-        modality, kind, *rest = self.locate(token)
+        modality, *rest = self.locate(token)
         if modality in ("text", "padding"):
             raise ValueError(f"id {token} is of {modality}, and only ids of media have names here")
+        kind, *rest = rest
         return f"<|{'_'.join(map(str, (modality, *([kind] if kind != 'code' else []), *rest)))}|>"
 
     def names(self) -> Iterator[str]:
