@@ -350,8 +350,9 @@ def _report(
         "",
         *__doc__.splitlines()[:1],
         "",
-        f"Written by `examples/train_any_to_any.py` on {date.today().isoformat()} ({where}). A Llama of {metrics['parameters'] / 1e6:.2f} M "
-        f"parameters from random weights, {metrics['steps']} steps in {metrics['training_minutes']:.1f} minutes, judged on "
+        f"Written by `examples/train_any_to_any.py` on {date.today().isoformat()} ({where}). A "
+        f"{model.config.model_type} of {metrics['parameters'] / 1e6:.2f} M parameters from {'given' if script.init_from else 'random'} weights, "
+        f"{metrics['steps']} steps in {metrics['training_minutes']:.1f} minutes, judged on "
         f"{metrics['judged']} scenes and handwriting that training never had; guidance {script.guidance_scale:g}, temperature "
         f"{script.temperature:g}; captions are the likeliest words, of real held-out pictures."
         + (f" {script.remark}" if script.remark else ""),

@@ -158,7 +158,8 @@ def test_chats_are_written_by_the_template(extended):
     assert [t for t, m in zip(row, batch["modality_ids"][0].tolist(), strict=True) if m == 1] == ids * 2
     said = processor.decode(row, skip_special_tokens=False)
     assert [item if isinstance(item, str) else "picture" for item in said] == [
-        " <|user|>see <|image_0_0_7|>", "picture", "<|endoftext|> <|assistant|> a red three<|endoftext|> <|user|>top left<|endoftext|> <|assistant|>",
+        " <|user|>see <|image_0_0_7|>", "picture", "<|endoftext|> <|assistant|> a red three<|endoftext|>"
+        " <|user|>top left<|endoftext|> <|assistant|>",
         "picture", "<|endoftext|>",
     ]  # fmt: skip
     asked = processor([chat[:1], chat[:3]], add_generation_prompt=True)

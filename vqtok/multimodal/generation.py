@@ -31,10 +31,11 @@ class GridLogitsProcessor(LogitsProcessor):
     - "interleaved": text, or the beginning of a medium;
     - the name of a modality: its beginning; behind an end `eos_token_id`, or without one the next beginning.
 
-    A medium that holds ids where they cannot stand counts as none, so that beams that are given up disturb nobody; `batch_decode` names it.
-    Ids behind the last one of the vocabulary are never drawn. Guidance comes from transformers: `generate(guidance_scale=2.0, negative_prompt_ids=...)`
-    combines the logits before this processor sees them (`MultimodalProcessor.unconditional` makes the ids), and temperature, top-k and
-    top-p come after it.
+    A medium without size tokens, or one that goes on without its end, counts as none, so that beams that are given up disturb nobody;
+    `batch_decode` names it. Ids behind the last one of the vocabulary are never drawn.
+
+    Guidance comes from transformers: `generate(guidance_scale=2.0, negative_prompt_ids=...)` combines the logits before this processor sees
+    them (`MultimodalProcessor.unconditional` makes the ids), and temperature, top-k and top-p come after it.
 
     Args:
         vocabulary: of the model.
