@@ -4,9 +4,9 @@
     accelerate launch examples/train_any_to_any.py --tokenizer out/vq --init_from Qwen/Qwen3-0.6B --lora_rank 8 --output_dir out/any
 
 A causal language model of transformers, from random weights (a small Llama) or given ones, gets ids for the codes. Each batch holds both
-directions: caption, then picture, of which the picture is learned; and picture, then caption, of which the caption is. A part of the
-pictures stands without caption, for guidance. On the embedded digits, captions that training never had are then drawn and judged, and
-written and read. The folder holds the model and its processor; stopped anywhere, the same command continues.
+directions: caption, then picture, of which the picture is learned; and picture, then caption, of which the caption is. Pictures
+in front, of which nothing was said, are learned too: guidance leads away from them. On the embedded digits, captions that training never
+had are then drawn and judged, and written and read. The folder holds the model and its processor; stopped anywhere, the same command continues.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ RECIPE = {
     "average_decay": 0.99,
     "mixed_precision": "bf16",
 }
-WITHOUT_CAPTION = 20  # of a batch, every 20th picture stands without its caption
+ALONE_WEIGHT = 0.5  # of the loss on pictures of which nothing was said
 PROMPTS = ("a red three top left", "a green zero top right and a white nine bottom left", "a blue seven bottom right")
 
 
@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     def evaluate(number: int) -> dict[str, float]:
         batch = both_directions(processor, [codes[i] for i in held_out[:256]])
         losses = direction_losses(model, batch, accelerator.device)
-        return {**losses, "loss": float(losses["drawing"] + script.text_weight * losses["writing"])}
+        return {**losses, "loss": float(total(losses, script.text_weight))}
 
     same_run = {**asdict(script), "model": model_fields(model.config), "code_space": codes.fingerprint}
     for name in ("report", "remark", "num_judged", "guidance_scale", "temperature"):  # they change no weight
@@ -153,50 +153,50 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def both_directions(processor: MultimodalProcessor, items: list[dict[str, Any]]) -> dict[str, Tensor]:
-    """A batch: even samples are drawn (caption, then picture), odd ones written (picture, then caption)."""
-    layout, fingerprint = (
-        processor.vocabulary.modality("image").layout,
-        processor.vocabulary.modality("image").fingerprint,
-    )
-    alone, told = [], []
-    for index, item in enumerate(items):
-        picture = Codes(
-            tuple(level[None] for level in item["codes"]), torch.tensor([item["size"]]), layout, fingerprint
-        )
-        if index % WITHOUT_CAPTION == 0:
-            alone.append([picture])
-        else:
-            told.append([picture, item["text"]] if index % 2 else [item["text"], picture])
+    """A batch: even samples are drawn (caption, then picture), odd ones written (picture, then caption); "told" says which are drawn."""
+    image = processor.vocabulary.modality("image")
+    pictures = [
+        Codes(tuple(level[None] for level in item["codes"]), [item["size"]], image.layout, image.fingerprint)
+        for item in items
+    ]
+    pairs = [[item["text"], picture] for item, picture in zip(items, pictures, strict=True)]
+    drawn, written = pairs[::2], [pair[::-1] for pair in pairs[1::2]]
     rows: list[dict[str, Any]] = []
-    # Without its caption a picture does not end the row: behind a picture the model shall expect a caption.
-    for samples, end in ((alone, False), (told, True)):
+    # What is written begins with a picture that nothing was said about: learned too, it is what guidance leads away from.
+    for samples, labels in ((drawn, "last"), (written, "all")):
         if samples:
-            lists = processor(samples, labels="last", end=end, return_modality_ids=True, return_tensors=None)
+            lists = processor(samples, labels=labels, return_modality_ids=True, return_tensors=None)
             rows += [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
-    return dict(processor.pad(rows))
+    return {**processor.pad(rows), "told": torch.tensor([True] * len(drawn) + [False] * len(written))}
 
 
 def direction_losses(model: nn.Module, batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """Mean nats per learned id, of pictures ("drawing") and of captions ("writing")."""
+    """Mean nats per learned id: of pictures behind their captions ("drawing"), of pictures alone, and of captions ("writing")."""
     batch = {name: value.to(device) for name, value in batch.items()}
     logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits[:, :-1]
-    labels, drawn = batch["labels"][:, 1:], batch["modality_ids"][:, 1:] > 0
+    labels, pictures = batch["labels"][:, 1:], batch["modality_ids"][:, 1:] > 0
+    told = batch["told"][:, None]
     losses = {}
-    for name, chosen in (("drawing", drawn), ("writing", ~drawn)):
+    for name, chosen in (("drawing", told), ("alone", pictures & ~told), ("writing", ~pictures & ~told)):
         chosen = chosen & (labels != -100)
-        total = F.cross_entropy(logits[chosen].float(), labels[chosen], reduction="sum")
-        losses[name] = total / max(1, int(chosen.sum()))
+        nats = F.cross_entropy(logits[chosen].float(), labels[chosen], reduction="sum")
+        losses[name] = nats / max(1, int(chosen.sum()))
     return losses
 
 
+def total(losses: dict[str, Tensor], text_weight: float) -> Tensor:
+    """What is minimised."""
+    return losses["drawing"] + ALONE_WEIGHT * losses["alone"] + text_weight * losses["writing"]
+
+
 class AnyToAnyStep(OptimizerStep):
-    """A step of both directions: nats per id of pictures, and `text_weight` times those of captions."""
+    """A step of both directions: the sum of their losses, weighted."""
 
     text_weight = 1.0
 
     def compute(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         losses = direction_losses(self.prepared, batch, self.accelerator.device)
-        return losses["drawing"] + self.text_weight * losses["writing"], {k: v.detach() for k, v in losses.items()}
+        return total(losses, self.text_weight), {name: value.detach() for name, value in losses.items()}
 
 
 def _codes(accelerator: Accelerator, vq: VQTokenizer, script: AnyToAnyArguments, output: Path) -> CodeDataset:
@@ -351,7 +351,8 @@ def _report(
         *__doc__.splitlines()[:1],
         "",
         f"Written by `examples/train_any_to_any.py` on {date.today().isoformat()} ({where}). A "
-        f"{model.config.model_type} of {metrics['parameters'] / 1e6:.2f} M parameters from {'given' if script.init_from else 'random'} weights, "
+        f"{model.config.model_type} of {metrics['parameters'] / 1e6:.2f} M parameters from "
+        f"{'given' if script.init_from else 'random'} weights, "
         f"{metrics['steps']} steps in {metrics['training_minutes']:.1f} minutes, judged on "
         f"{metrics['judged']} scenes and handwriting that training never had; guidance {script.guidance_scale:g}, temperature "
         f"{script.temperature:g}; captions are the likeliest words, of real held-out pictures."

@@ -77,21 +77,20 @@ def test_it_learns_both_directions_judges_them_and_reports(made, tmp_path):
 def test_a_batch_holds_both_directions(made):
     vq, codes = VQTokenizer.from_pretrained(made / "vq"), train_any_to_any.CodeDataset(made / "codes")
     script = train_any_to_any.AnyToAnyArguments(tokenizer="", hidden_size=32, num_hidden_layers=1)
-    _, processor = train_any_to_any._model(vq, codes, list(range(60)), script)
+    model, processor = train_any_to_any._model(vq, codes, list(range(60)), script)
     batch = train_any_to_any.both_directions(processor, [codes[i] for i in range(6)])
     length = processor.vocabulary.num_tokens("image", (32, 32))
     begin = processor.vocabulary.special_id("image", "begin")
+    assert batch["told"].tolist() == [True] * 3 + [False] * 3
     for row in range(6):
         ids, learned = batch["input_ids"][row], batch["labels"][row] != -100
         pictures = batch["modality_ids"][row] > 0
-        assert int(pictures.sum()) == length
         first = int((ids == begin).nonzero()[0])
-        assert (first == 0) == (row % 2 == 1 or row == 0), (
-            "a picture comes first where it is written, or has no caption"
-        )
-        assert bool(learned[pictures].all()) == (row % 2 == 0) and bool(learned[pictures].any()) == (row % 2 == 0)
-    losses = train_any_to_any.direction_losses(_, batch, torch.device("cpu"))
-    assert set(losses) == {"drawing", "writing"} and all(value.isfinite() for value in losses.values())
+        assert int(pictures.sum()) == length and bool(learned[pictures].all())
+        assert (first > 0) == (row < 3) and not bool(learned[:first].any()), "a caption in front is told, not learned"
+        assert bool(learned[first + length]), "the end, or the first word of what is written"
+    losses = train_any_to_any.direction_losses(model, batch, torch.device("cpu"))
+    assert set(losses) == {"drawing", "alone", "writing"} and all(value.isfinite() for value in losses.values())
 
 
 def test_a_stopped_run_continues_to_the_same_weights(made, tmp_path, monkeypatch):
