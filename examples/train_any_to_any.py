@@ -4,9 +4,9 @@
     accelerate launch examples/train_any_to_any.py --tokenizer out/vq --init_from Qwen/Qwen3-0.6B --lora_rank 8 --output_dir out/any
 
 A causal language model of transformers, from random weights (a small Llama) or given ones, gets ids for the codes. Each batch holds both
-directions: caption, then picture, of which the picture is learned; and picture, then caption, of which the caption is. Pictures
-in front, of which nothing was said, are learned too: guidance leads away from them. On the embedded digits, captions that training never
-had are then drawn and judged, and written and read. The folder holds the model and its processor; stopped anywhere, the same command continues.
+directions: caption, then picture, of which the picture is learned; and picture, then caption, where the caption is. These pictures, of
+which nothing was said, are learned too: guidance leads away from them. On the embedded digits, captions that training never had are then
+drawn and judged, and written and read. The folder holds the model and its processor; stopped anywhere, the same command continues.
 """
 
 from __future__ import annotations
