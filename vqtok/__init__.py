@@ -29,6 +29,12 @@ _HOME = {
     "CodePriorModel": "vqtok.prior",
     "MaskedCodePriorConfig": "vqtok.prior",
     "MaskedCodePriorModel": "vqtok.prior",
+    "GridLogitsProcessor": "vqtok.multimodal",
+    "Modality": "vqtok.multimodal",
+    "MultimodalProcessor": "vqtok.multimodal",
+    "MultimodalVocabulary": "vqtok.multimodal",
+    "extend": "vqtok.multimodal",
+    "freeze_old_rows": "vqtok.multimodal",
 }
 __all__ = [
     "AudioVQConfig",
@@ -39,15 +45,21 @@ __all__ = [
     "CodePriorModel",
     "CodeVocabulary",
     "Codes",
+    "GridLogitsProcessor",
     "ImageVQConfig",
     "ImageVQImageProcessor",
     "ImageVQModel",
     "LevelLayout",
     "MaskedCodePriorConfig",
     "MaskedCodePriorModel",
+    "Modality",
+    "MultimodalProcessor",
+    "MultimodalVocabulary",
     "VQPipeline",
     "VQTokenizer",
     "__version__",
+    "extend",
+    "freeze_old_rows",
 ]
 
 if TYPE_CHECKING:
@@ -55,6 +67,14 @@ if TYPE_CHECKING:
     from vqtok.auto import VQTokenizer
     from vqtok.codes import CodeLayout, Codes, LevelLayout
     from vqtok.image import ImageVQConfig, ImageVQImageProcessor, ImageVQModel
+    from vqtok.multimodal import (
+        GridLogitsProcessor,
+        Modality,
+        MultimodalProcessor,
+        MultimodalVocabulary,
+        extend,
+        freeze_old_rows,
+    )
     from vqtok.pipeline import VQPipeline
     from vqtok.prior import CodePriorConfig, CodePriorModel, MaskedCodePriorConfig, MaskedCodePriorModel
     from vqtok.vocabulary import CodeVocabulary

@@ -1,6 +1,6 @@
 """Ids: one vocabulary of text, special tokens and codes, used by the prior and by language models alike.
 
-    [ text | null, begin | sizes 1..max_grid | level 0 codebook 0 | level 0 codebook 1 | ... | padding to a multiple ]
+    [ text | specials (null, begin) | sizes 1..max_grid | level 0 codebook 0 | level 0 codebook 1 | ... | padding to a multiple ]
 
 Text rows keep their ids, so that pretrained text weights fit. Ids are found by arithmetic, never by parsing names.
 """
@@ -49,6 +49,7 @@ class CodeVocabulary:
         text_size: how many ids the condition has: text tokens, or class labels; 0 for none.
         max_grid: the largest extent of the coarsest grid that a size token can announce.
         multiple: the vocabulary is padded to a multiple of this.
+        specials: names of the special tokens; those of a prior, unless a language model needs others.
 
     Example:
         >>> from vqtok.codes import CodeLayout, LevelLayout
@@ -65,6 +66,7 @@ class CodeVocabulary:
     text_size: int = 0
     max_grid: int = 64
     multiple: int = 64
+    specials: tuple[str, ...] = SPECIAL_TOKENS
 
     def __post_init__(self) -> None:
         for name, least in (("text_size", 0), ("max_grid", 1), ("multiple", 1)):
@@ -80,7 +82,7 @@ class CodeVocabulary:
     def streams(self) -> tuple[Stream, ...]:
         """Every run of code ids, level by level, codebook by codebook."""
         streams: list[Stream] = []
-        offset = self.text_size + len(SPECIAL_TOKENS) + self.max_grid
+        offset = self.text_size + len(self.specials) + self.max_grid
         for index, level in enumerate(self.layout.levels):
             sizes = factors(level.codebook_size) * level.num_codebooks
             for codebook, size in enumerate(sizes):
@@ -99,15 +101,15 @@ class CodeVocabulary:
         return math.ceil(self.size / self.multiple) * self.multiple
 
     def special_id(self, name: str) -> int:
-        """The id of "null" (the learned null condition) or "begin" (codes follow)."""
-        if name not in SPECIAL_TOKENS:
-            raise ValueError(f"no special token {name!r}: there are {', '.join(SPECIAL_TOKENS)}")
-        return self.text_size + SPECIAL_TOKENS.index(name)
+        """The id of a special token: of a prior "null" (the learned null condition) or "begin" (codes follow)."""
+        if name not in self.specials:
+            raise ValueError(f"no special token {name!r}: there are {', '.join(self.specials)}")
+        return self.text_size + self.specials.index(name)
 
     @property
     def size_offset(self) -> int:
         """The id of the size token that announces an extent of 1."""
-        return self.text_size + len(SPECIAL_TOKENS)
+        return self.text_size + len(self.specials)
 
     def offset(self, level: int, codebook: int = 0) -> int:
         """The id of code 0 of this level and codebook (or factor)."""
@@ -154,13 +156,13 @@ class CodeVocabulary:
         return self.merge([value - self._offsets(index, value) for index, value in enumerate(ids)])
 
     def locate(self, token: int) -> tuple[str, int] | tuple[str, int, int, int]:
-        """What an id means: ("text", id), ("null" | "begin", 0), ("size", extent), ("code", level, codebook, code) or ("padding", 0)."""
+        """What an id means: ("text", id), (special token, 0), ("size", extent), ("code", level, codebook, code) or ("padding", 0)."""
         if not 0 <= token < self.padded_size:
             raise ValueError(f"id {token} is outside [0, {self.padded_size})")
         if token < self.text_size:
             return ("text", token)
         if token < self.size_offset:
-            return (SPECIAL_TOKENS[token - self.text_size], 0)
+            return (self.specials[token - self.text_size], 0)
         if token < self.size_offset + self.max_grid:
             return ("size", token - self.size_offset + 1)
         for stream in self.streams:
@@ -170,20 +172,22 @@ class CodeVocabulary:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able dict that `from_dict` turns back into an equal vocabulary."""
-        return {
+        fields: dict[str, Any] = {
             "layout": self.layout.to_dict(),
             "text_size": self.text_size,
             "max_grid": self.max_grid,
             "multiple": self.multiple,
         }
+        return fields if self.specials == SPECIAL_TOKENS else {**fields, "specials": list(self.specials)}
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> CodeVocabulary:
         """The vocabulary that `to_dict` described."""
         known = {"layout", "text_size", "max_grid", "multiple"}
-        if not isinstance(value, Mapping) or set(value) != known:
+        if not isinstance(value, Mapping) or set(value) - {"specials"} != known:
             raise ValueError(f"a code vocabulary is a dict with the keys {sorted(known)}, got {value!r}")
-        return cls(CodeLayout.from_dict(value["layout"]), value["text_size"], value["max_grid"], value["multiple"])
+        sizes = (value[name] for name in ("text_size", "max_grid", "multiple"))
+        return cls(CodeLayout.from_dict(value["layout"]), *sizes, tuple(value.get("specials", SPECIAL_TOKENS)))
 
     def _stream(self, level: int, codebook: int) -> Stream:
         for stream in self.streams:

@@ -92,19 +92,29 @@ def merge_lora(prior: CodePriorModel) -> None:
     Raises:
         ValueError: an adapter holds numbers that are not finite.
     """
-    check_peft()
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    for name, module in list(prior.named_modules()):
-        if isinstance(module, BaseTunerLayer):
-            module.merge(safe_merge=True)
-            prior.set_submodule(name, module.get_base_layer())
+    merge_adapters(prior)
     table = prior.get_input_embeddings()
     if isinstance(table, SplitEmbedding):
         prior.backbone.set_input_embeddings(table.joined())
-    if hasattr(prior.backbone, "peft_config"):
-        del prior.backbone.peft_config
     prior.requires_grad_(True)
+
+
+def merge_adapters(model: nn.Module) -> None:
+    """Add the adapters of any model into its projections, in place, and take out what peft left in it.
+
+    Raises:
+        ValueError: an adapter holds numbers that are not finite, or peft is not installed.
+    """
+    check_peft()
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.merge(safe_merge=True)
+            model.set_submodule(name, module.get_base_layer())
+    for module in model.modules():
+        if hasattr(module, "peft_config"):
+            del module.peft_config
 
 
 def _transposed(prior: CodePriorModel) -> bool:
