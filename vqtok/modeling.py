@@ -78,6 +78,10 @@ class VQPreTrainedModel(PublishedModel, PreTrainedModel):
         """
         raise NotImplementedError
 
+    def seen_by_decoder(self, fields: dict[str, Any]) -> Sequence[Tensor]:
+        """What a training pass decodes, of the fields of its output: the quantized latents, unless a room knows better."""
+        return fields["quantized"]
+
     def reconstruction_losses(self, reconstruction: Tensor, media: Tensor) -> dict[str, Tensor]:
         """Terms that compare the reconstruction with the input, by name, before their weights."""
         raise NotImplementedError
@@ -111,7 +115,7 @@ class VQPreTrainedModel(PublishedModel, PreTrainedModel):
         """
         media = self.check_media(media)
         if sizes is not None:
-            sizes = self.check_sizes(sizes, len(media), [n // self.layout.stride for n in media.shape[2:]])
+            sizes = self.check_sizes(sizes, len(media), [n // self.layout.stride for n in media.shape[-self.layout.ndim :]])
         with full_precision(media.device.type):
             features = self.extract(media, sizes)
             levels = self.quantizer.encode(lambda level, quantized: self.propose(features, level, quantized))
@@ -161,7 +165,7 @@ class VQPreTrainedModel(PublishedModel, PreTrainedModel):
             features = self.extract(media)
             levels = self.quantizer(lambda level, quantized: self.propose(features, level, quantized))
             fields = _by_field(levels)
-            reconstruction = self.synthesise(fields["quantized"], self._kept_levels(media))
+            reconstruction = self.synthesise(self.seen_by_decoder(fields), self._kept_levels(media))
             quantizer_losses = mean_losses(levels)
             losses, quantizer_loss = quantizer_losses["losses"], quantizer_losses["loss"]
         own = self.reconstruction_losses(reconstruction, media)

@@ -62,7 +62,7 @@ class VQTokenizer:
                 f"the processor pads to multiples of {processor.stride}, the model needs multiples of {model.layout.stride}: "
                 "set stride in preprocessor_config.json to the largest stride of config.json"
             )
-        for name in ("num_channels", "sampling_rate"):
+        for name in ("num_channels", "sampling_rate", "vocab_size"):
             wanted = getattr(model.config, name, None)
             if wanted is not None and wanted != getattr(processor, name):
                 raise ValueError(
@@ -322,7 +322,7 @@ class VQTokenizer:
             batch_size: items at once; None means up to 64, fewer of large ones.
 
         Returns:
-            PIL pictures, or float32 arrays of sound, `(samples,)` or `(2, samples)`, at `processor.sampling_rate`.
+            PIL pictures, float32 arrays of sound, `(samples,)` or `(2, samples)`, at `processor.sampling_rate`, or strings.
 
         Raises:
             ValueError: the codes belong to another tokenizer (both fingerprints are named) or have another layout.

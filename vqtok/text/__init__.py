@@ -1,0 +1,6 @@
+"""The text room: configuration, model, processor, data, and codes of whole sentences."""
+
+from .configuration_text_vq import TextVQConfig
+from .modeling_text_vq import TextVQModel
+from .processing_text_vq import TextVQProcessor
+
