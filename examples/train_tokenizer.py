@@ -73,7 +73,9 @@ class TokenizerArguments(AdversarialArguments):
     )
     dataset: str | None = field(
         default=None,
-        metadata={"help": "digits, spoken-numbers or python-prose (embedded, the defaults), a folder, a text file, or a data set of `datasets`."},
+        metadata={
+            "help": "digits, spoken-numbers or python-prose (embedded, the defaults), a folder, a text file, or a data set of `datasets`."
+        },
     )
     image_column: str | None = field(default=None, metadata={"help": "Column of pictures, if there are several."})
     audio_column: str | None = field(default=None, metadata={"help": "Column of recordings, if there are several."})
@@ -81,7 +83,9 @@ class TokenizerArguments(AdversarialArguments):
     holdout: list[str] = field(default_factory=list, metadata={"help": "Files of a folder kept for the test, by name."})
     image_size: int = field(default=0, metadata={"help": "Side of random crops; 0 takes whole pictures of one size."})
     seconds: float = field(default=1.0, metadata={"help": "About how long the random crops of sound are."})
-    text_units: int = field(default=256, metadata={"help": "About how many bytes or tokens the random crops of text have."})
+    text_units: int = field(
+        default=256, metadata={"help": "About how many bytes or tokens the random crops of text have."}
+    )
     resample: bool = field(default=False, metadata={"help": "Bring sound of other rates to the tokenizer's."})
     num_samples: int | None = field(
         default=None, metadata={"help": "How many pictures or clips at most (digits: how many scenes)."}
@@ -104,7 +108,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if script.decoder_only:
         tokenizer.model.freeze_codes()
     media = MEDIA[tokenizer.modality](tokenizer, script, args)
-    options = {name: getattr(script, name) or None for name in ("image_column", "audio_column", "text_column", "holdout", "resample")}
+    options = {
+        name: getattr(script, name) or None
+        for name in ("image_column", "audio_column", "text_column", "holdout", "resample")
+    }
     train, test = (
         load_media(tokenizer, script.dataset, split, num_samples=number, **options)
         for split, number in (("train", script.num_samples), ("test", script.eval_samples))
@@ -341,7 +348,9 @@ class Texts:
         return f"{metrics['unit_accuracy']:.2%} of {metrics['tokenizer']['unit']}s right at {rate:.3g} bits per byte"
 
     def _save(self, originals: list[str], made: list[str], path: Path) -> None:
-        pairs = [f"--- original\n{one}\n--- from its codes\n{other}\n" for one, other in zip(originals, made, strict=True)]
+        pairs = [
+            f"--- original\n{one}\n--- from its codes\n{other}\n" for one, other in zip(originals, made, strict=True)
+        ]
         write_text(path.with_suffix(".txt"), "\n".join(pairs))
 
 

@@ -27,9 +27,7 @@ Device = Annotated[
     str | None, typer.Option(help="Where to compute, such as cpu or cuda. Default: cuda where there is one.")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists already.")]
-Data = (
-    "'digits', 'spoken-numbers' or 'python-prose' (embedded), a folder of pictures, recordings or texts, or a data set on the Hub."
-)
+Data = "'digits', 'spoken-numbers' or 'python-prose' (embedded), a folder of pictures, recordings or texts, or a data set on the Hub."
 Split = Annotated[str, typer.Option(help="Which part of the data.")]
 NumSamples = Annotated[
     int | None, typer.Option("--num_samples", min=1, help="At most this many pictures or recordings.")
@@ -286,7 +284,12 @@ def evaluate(
     device: Device = None,
 ) -> None:
     """Measure a tokenizer: PSNR and SSIM, or PESQ, STOI, SI-SDR and mel distance, or units right; use of the codes, rate, speed."""
-    given = {"image_column": image_column, "audio_column": audio_column, "text_column": text_column, "resample": resample}
+    given = {
+        "image_column": image_column,
+        "audio_column": audio_column,
+        "text_column": text_column,
+        "resample": resample,
+    }
     _evaluate([tokenizer], data, split, num_samples, given, batch_size, json, device)
 
 
@@ -305,7 +308,12 @@ def compare(
     device: Device = None,
 ) -> None:
     """Measure several tokenizers on the same pictures or recordings."""
-    given = {"image_column": image_column, "audio_column": audio_column, "text_column": text_column, "resample": resample}
+    given = {
+        "image_column": image_column,
+        "audio_column": audio_column,
+        "text_column": text_column,
+        "resample": resample,
+    }
     _evaluate(tokenizers, data, split, num_samples, given, batch_size, json, device)
 
 

@@ -41,7 +41,9 @@ def load_media(tokenizer: VQTokenizer, source: Any = None, split: str = "train",
         return load_images(source or "digits", split, **given)
     if modality == "text":
         if "caption_column" in given:
-            raise ValueError("caption_column does not go with a tokenizer of text, whose texts have no captions: leave it out")
+            raise ValueError(
+                "caption_column does not go with a tokenizer of text, whose texts have no captions: leave it out"
+            )
         return load_text(source or "python-prose", split, **given)
     return load_audio(source or "spoken-numbers", processor.sampling_rate, processor.num_channels, split, **given)
 

@@ -115,7 +115,9 @@ class VQPreTrainedModel(PublishedModel, PreTrainedModel):
         """
         media = self.check_media(media)
         if sizes is not None:
-            sizes = self.check_sizes(sizes, len(media), [n // self.layout.stride for n in media.shape[-self.layout.ndim :]])
+            sizes = self.check_sizes(
+                sizes, len(media), [n // self.layout.stride for n in media.shape[-self.layout.ndim :]]
+            )
         with full_precision(media.device.type):
             features = self.extract(media, sizes)
             levels = self.quantizer.encode(lambda level, quantized: self.propose(features, level, quantized))

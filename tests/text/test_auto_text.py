@@ -51,7 +51,11 @@ def _tiny():
 
 
 def test_what_does_not_fit_is_named(tok):
-    for media, named in (("", "the text is empty"), (["a", "\udc00"], "item 1: the text holds a lone surrogate"), ([b"a"], "item 0: ")):
+    for media, named in (
+        ("", "the text is empty"),
+        (["a", "\udc00"], "item 1: the text holds a lone surrogate"),
+        ([b"a"], "item 0: "),
+    ):
         with pytest.raises((ValueError, TypeError), match=named):
             tok.encode(media)
     with pytest.raises(ValueError, match="sampling_rate=8000 is for audio, this tokenizer is for texts"):

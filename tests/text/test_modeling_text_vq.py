@@ -60,13 +60,16 @@ class TestLevels(TextTests):
     quantizer_terms = {"commitment_loss": 0.25, "codebook_loss": 1.0}
 
 
-
 class TestSigns(TextTests):
     """Three levels of binary codes that need no table, of bounded latents."""
 
     options = {"downsampling_ratios": [2, 2, 2], "strides": [8, 4, 2], "hidden_sizes": [8, 12, 12]}
     options |= {"quantizer": {"type": "lfq", "bits": 6}, "latent_bound": "tanh"}
-    sizes = [(64,), (88,), (16,)]  # of a single step BLAS sums in an order that depends on where the weights lie in memory
+    sizes = [
+        (64,),
+        (88,),
+        (16,),
+    ]  # of a single step BLAS sums in an order that depends on where the weights lie in memory
     quantizer_terms = {"commitment_loss": 0.25, "entropy_loss": 0.1}
 
 

@@ -221,5 +221,7 @@ def open_text_table(
             f"{title} has no column {column!r} of texts: its columns are {list(rows.features)}, name one with {medium.column_option}"
         )
     if str(getattr(rows.features[column], "dtype", "")) not in ("string", "large_string"):
-        raise ValueError(f"{title} has no texts in column {column!r}: name a column of strings with {medium.column_option}")
+        raise ValueError(
+            f"{title} has no texts in column {column!r}: name a column of strings with {medium.column_option}"
+        )
     return TextTable([cell or "" for cell in _cells(rows, column)], title, _labels(rows, title, label_column, whole))

@@ -3,4 +3,4 @@
 from .configuration_text_vq import TextVQConfig
 from .modeling_text_vq import TextVQModel
 from .processing_text_vq import TextVQProcessor
-
+from .semantic import SentenceCodes

@@ -58,7 +58,12 @@ def load_text(
         ValueError: one sentence, naming value and remedy: an unknown split, no text, a file that is no UTF-8, options that the source
             cannot use, columns that are not there.
     """
-    options = {"label_column": label_column, "media_column": text_column, "config_name": config_name, "holdout": holdout}
+    options = {
+        "label_column": label_column,
+        "media_column": text_column,
+        "config_name": config_name,
+        "holdout": holdout,
+    }
     if isinstance(source, str) and source == TEXTS.embedded:
         refuse_options(TEXTS, "the prose of Python", options, allowed=())
         return PythonProse(split, num_samples, passage_bytes)

@@ -25,6 +25,7 @@ from vqtok.quantizers import ContinuousStart, build_hierarchy
 
 from .configuration_text_vq import TextVQConfig
 
+
 class Features(NamedTuple):
     """What the encoder knows of a batch.
 
@@ -176,9 +177,7 @@ class TextDecoder(nn.Module):
         self.null = nn.Parameter(torch.zeros(levels - 1, config.latent_size)) if levels > 1 else None
         self.context = (seen, seen)
 
-    def forward(
-        self, quantized: Sequence[Tensor], keep: Tensor | None = None, lengths: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, quantized: Sequence[Tensor], keep: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
         """Logits `(B, V, T)` from a prefix of levels `(B, D, t)`; `keep` `(B,)` shortens the prefix per sample."""
         rate, level = self.strides[0], 0
         x = self.first(quantized[0], _slower(lengths, rate))

@@ -51,9 +51,9 @@ class PythonProse(Dataset[dict[str, Any]]):
         self.label_names = sorted(texts)
         test = {self.label_names[i] for i in hashed_test(self.label_names)}
         chosen = [name for name in self.label_names if split == "all" or (name in test) == (split == "test")]
-        self.passages = [
-            Passage(text, name) for name in chosen for text in join_passages(texts[name], passage_bytes)
-        ][:num_samples]
+        self.passages = [Passage(text, name) for name in chosen for text in join_passages(texts[name], passage_bytes)][
+            :num_samples
+        ]
         self._label_of = {name: label for label, name in enumerate(self.label_names)}
         self.skipped: list[tuple[str, str]] = []
 
