@@ -51,7 +51,7 @@ def load_media(tokenizer: VQTokenizer, source: Any = None, split: str = "train",
 def encode_dataset(
     tokenizer: VQTokenizer, dataset: Any, folder: str | Path, batch_size: int = 256, facts: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Write the codes of a map-style data set of {"image" or "audio" (or neither, of texts): ..., "text": ..., "label": ...}; return the manifest.
+    """Write the codes of a map-style data set of {"image" or "audio" or, of text, nothing: ..., "text", "label"}; return the manifest.
 
     Args:
         tokenizer: a saved one, because codes without a fingerprint cannot be told apart later.

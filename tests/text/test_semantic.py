@@ -42,8 +42,7 @@ def test_collapse_is_said_loudly():
     assert len(report["collapsed"]) == 4 and "level 0 has 0.00 bits of 4.00" in report["collapsed"][0]
     assert "only 2.0% of the sentences" in report["collapsed"][-1] and "shared by 50" in report["collapsed"][-1]
     vectors = np.zeros((64, 4), np.float32)
-    vectors[:2] = 1.0, -1.0
-    vectors[0, 1] = 5
+    vectors[0], vectors[1, 0] = 1.0, -3.0
     with pytest.warns(UserWarning, match="these sentence codes collapse"):
         SentenceCodes(4, 2, 8).fit(vectors)
 

@@ -45,7 +45,7 @@ def test_a_file(tmp_path):
     path = tmp_path / "book.txt"
     path.write_text("\n\n".join(f"Paragraph {i} of a short book." for i in range(200)), encoding="utf-8")
     train, test = (load_text(path, split, passage_bytes=100) for split in ("train", "test"))
-    assert 20 < len(train) and 0 < len(test) < len(train)
+    assert len(train) > 20 and 0 < len(test) < len(train)
     assert not {item["text"] for item in train} & {test[i]["text"] for i in range(len(test))}
     assert load_text(path, "all", passage_bytes=0)[0]["text"] == path.read_text(encoding="utf-8")
     with pytest.raises(ValueError, match="cannot use holdout"):

@@ -48,8 +48,8 @@ class Norm(nn.Module):
     def reset_parameters(self) -> None:
         nn.init.ones_(self.gain)
 
-    def forward(self, x_BCt: Tensor) -> Tensor:
-        return x_BCt * (x_BCt.square().mean(1, keepdim=True) + 1e-6).rsqrt() * self.gain[:, None]
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (x.square().mean(1, keepdim=True) + 1e-6).rsqrt() * self.gain[:, None]
 
 
 class Blocks(nn.Module):
@@ -115,10 +115,10 @@ class TextEncoder(nn.Module):
             seen += head[1].sees * stride
         self.context = (seen, seen)
 
-    def forward(self, ids_BT: Tensor, lengths: Tensor | None = None) -> Features:
+    def forward(self, ids: Tensor, lengths: Tensor | None = None) -> Features:
         """Features of each level; ids of `vocab_size` are padding, and zero."""
-        padding = ids_BT >= self.vocab_size
-        x = self.embedding(ids_BT.masked_fill(padding, 0)).masked_fill(padding[..., None], 0.0).transpose(1, 2)
+        padding = ids >= self.vocab_size
+        x = self.embedding(ids.masked_fill(padding, 0)).masked_fill(padding[..., None], 0.0).transpose(1, 2)
         levels, at_rate = [], lengths
         for index, (down, blocks) in enumerate(self.stages):
             x = down(x, at_rate)

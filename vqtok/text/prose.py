@@ -6,9 +6,9 @@ import sysconfig
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from pydoc_data import topics as help_topics
 from typing import Any, NamedTuple
 
-from pydoc_data import topics as help_topics
 from torch.utils.data import Dataset
 
 from vqtok.sources.folder import hashed_test
