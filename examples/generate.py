@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> list[Path]:
             write_file(path, sound, rate)
         print(f"wrote {len(drawn)} sounds to {folder}")
         return written
-    if pipeline.vq_tokenizer.modality == "text":
+    if pipeline.modality == "text":
         written = [folder / f"{name}.txt" for name in names]
         for path, text in zip(written, drawn, strict=True):
             write_text(path, text)

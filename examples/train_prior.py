@@ -414,7 +414,7 @@ def _publish(
     levels = pipeline.vq_tokenizer.layout.levels[stage.config.own_levels]
     pipeline.save_pretrained(folder)
     save_training(folder, {**asdict(script), **asdict(args)}, history)
-    modality = pipeline.vq_tokenizer.modality
+    modality = pipeline.modality
     unit = {"image": "pixel", "audio": "second", "text": "byte"}[modality]
     bits = f"prior_bits_per_{unit}"
     metrics = {
@@ -446,7 +446,7 @@ def _draw(
     prompts = [conditions.prompt(sample) for sample in test[:8]] if conditions.column else None
     drawn = pipeline(prompts, num_samples=1 if conditions.column else 8, seed=args.seed)
     folder = Path(args.output_dir) / "samples"
-    if pipeline.vq_tokenizer.modality == "text":
+    if pipeline.modality == "text":
         write_text(folder / f"{name}.txt", "\n\n---\n\n".join(drawn) + "\n")
         return
     if pipeline.sampling_rate is None:

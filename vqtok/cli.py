@@ -191,7 +191,7 @@ def generate(
     names = [f"{i:03d}-{_slug(text)}" for i, text in enumerate(texts)] or ["sample"]
     options = {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p}
     pipe = VQPipeline.from_pretrained(pipeline, device=_device(device))
-    suffix = {"image": ".png", "audio": ".wav", "text": ".txt"}[pipe.vq_tokenizer.modality]
+    suffix = {"image": ".png", "audio": ".wav", "text": ".txt"}[pipe.modality]
     paths = [output_dir / f"{name}-{sample:03d}{suffix}" for name in names for sample in range(num_samples)]
     for path in paths:
         _check_output(path, None, overwrite)

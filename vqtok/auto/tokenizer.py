@@ -238,7 +238,7 @@ class VQTokenizer:
 
     @property
     def modality(self) -> str:
-        """Which room it is of: "image" or "audio"."""
+        """Which room it is of: "image", "audio" or "text"."""
         return self._room.modality
 
     def to(self, device: torch.device | str) -> VQTokenizer:

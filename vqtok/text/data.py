@@ -51,7 +51,8 @@ def load_text(
             subfolders.
         config_name: which configuration of a data set on the Hub.
         holdout: of a folder, the files (by stem or name) that are "test"; all others are "train".
-        passage_bytes: files and the prose are cut into passages of whole paragraphs of about so many bytes; 0 leaves them whole.
+        passage_bytes: files and the prose are cut into passages of paragraphs, of about so many bytes and never twice as many; 0
+            leaves them whole.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -3,7 +3,7 @@
 import ast
 import re
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from pydoc_data import topics as help_topics
@@ -29,7 +29,7 @@ class Passage(NamedTuple):
 
 
 class PythonProse(Dataset[dict[str, Any]]):
-    """Passages of whole paragraphs, about `passage_bytes` long; a paragraph that stands in several places is there once.
+    """Passages of paragraphs, about `passage_bytes` long and never twice that; a paragraph that stands in several places is there once.
 
     A topic is a topic of Python's help, or a package of its standard library; about a tenth of the topics are "test". What there is
     depends on the version of Python.
@@ -69,18 +69,49 @@ class PythonProse(Dataset[dict[str, Any]]):
         return f"passage {index} ({self.passages[index].topic})"
 
 
-def join_passages(paragraphs: list[str], passage_bytes: int) -> Iterator[str]:
-    """Paragraphs joined by an empty line until they have `passage_bytes`; 0 joins all."""
+def join_passages(paragraphs: Sequence[str], passage_bytes: int) -> Iterator[str]:
+    """Paragraphs joined by an empty line until they have `passage_bytes`, and never twice that; 0 joins all.
+
+    Example:
+        >>> list(join_passages(["one", "two", "a longer one"], 8))
+        ['one\\n\\ntwo', 'a longer', ' one']
+    """
+    if not passage_bytes:
+        yield "\n\n".join(paragraphs)
+        return
     held: list[str] = []
     size = 0
-    for paragraph in paragraphs:
+    for paragraph in (piece for whole in paragraphs for piece in _pieces(whole, passage_bytes)):
         held.append(paragraph)
         size += len(paragraph.encode()) + 2
-        if passage_bytes and size >= passage_bytes:
+        if size >= passage_bytes:
             yield "\n\n".join(held)
             held, size = [], 0
     if held:
         yield "\n\n".join(held)
+
+
+def _pieces(paragraph: str, most: int) -> Iterator[str]:
+    """A paragraph in pieces of at most `most` bytes: whole lines where they fit, else cut anywhere between characters."""
+    piece = ""
+    for line in paragraph.splitlines(keepends=True):
+        for part in _cut(line, most):
+            if piece and len((piece + part).encode()) > most:
+                yield piece
+                piece = ""
+            piece += part
+    if piece:
+        yield piece
+
+
+def _cut(line: str, most: int) -> Iterator[str]:
+    data = line.encode()
+    while data:
+        end = min(most, len(data))
+        while end < len(data) and data[end] & 0xC0 == 0x80 and end > 1:  # inside a character
+            end -= 1
+        yield data[:end].decode("utf-8", "replace")
+        data = data[end:]
 
 
 @cache
