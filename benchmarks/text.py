@@ -171,7 +171,6 @@ def classify(tokenizer: VQTokenizer) -> dict[str, Any]:
     found: dict[str, Any] = {
         "classes": largest,
         "held_out": int(held_out.sum()),
-        "tokenizer": tokenizer.model.name_or_path,
     }
     for name, (documents, counter) in counters.items():
         documents = np.array(documents, dtype=object)
@@ -234,8 +233,8 @@ def _write_page(page: Path, folder: Path, found: dict[str, Any], args: TextArgum
         "# Text codes",
         "",
         "Short, fixed-rate, lossy codes of text, for clustering, retrieval, conditioning and study. **They do not replace byte-pair",
-        "encoding in a language model**: no public result shows text codes doing so, and on this page lossless compressors need fewer",
-        "bits. What follows was written by",
+        "encoding in a language model**: no public result shows text codes doing so. Compressors that lose nothing stand beside them.",
+        "What follows was written by",
         "",
         f"    {COMMAND}",
         "",
