@@ -1,4 +1,4 @@
-"""Draw pictures from words, or make sound of them, with a trained pipeline.
+"""Draw pictures from words, or make sound or text, with a trained pipeline.
 
 python examples/generate.py --pipeline out/pipeline --prompts "a red three top left" --output_dir out/pictures
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 from vqtok import VQPipeline
 from vqtok.audio.files import write_file
 from vqtok.evaluation.pictures import contact_sheet
-from vqtok.files import write_with
+from vqtok.files import write_text, write_with
 from vqtok.training import parse_arguments
 from vqtok.training.setup import best_device, run_script
 
@@ -53,6 +53,12 @@ def main(argv: Sequence[str] | None = None) -> list[Path]:
         for path, sound in zip(written, drawn, strict=True):
             write_file(path, sound, rate)
         print(f"wrote {len(drawn)} sounds to {folder}")
+        return written
+    if pipeline.modality == "text":
+        written = [folder / f"{name}.txt" for name in names]
+        for path, text in zip(written, drawn, strict=True):
+            write_text(path, text)
+        print(f"wrote {len(drawn)} texts to {folder}")
         return written
     written = [folder / f"{name}.png" for name in names]
     for path, picture in zip(written, drawn, strict=True):

@@ -72,9 +72,10 @@ class PriorArguments:
     )
     dataset: str | None = field(
         default=None,
-        metadata={"help": "Encoded first when there is no --codes; None takes the embedded digits or spoken numbers."},
+        metadata={"help": "Encoded first when there is no --codes; None takes the embedded data of the medium."},
     )
     audio_column: str | None = field(default=None, metadata={"help": "Column of sound."})
+    text_column: str | None = field(default=None, metadata={"help": "Column of text, of a tokenizer of text."})
     resample: bool = field(default=False, metadata={"help": "Bring sound of another rate to the tokenizer's."})
     caption_column: str | None = field(default=None, metadata={"help": "Column of captions."})
     label_column: str | None = field(default=None, metadata={"help": "Column of class labels."})
@@ -221,9 +222,11 @@ def _codes(
     """The code cache, the numbers of its samples that are trained on, and the held-out samples."""
     folder = Path(script.codes or Path(args.output_dir) / "codes")
     options = {"caption_column": script.caption_column, "label_column": script.label_column}
-    options |= (
-        {"audio_column": script.audio_column, "resample": script.resample} if vq_tokenizer.modality == "audio" else {}
-    )
+    options |= {
+        "image": {},
+        "audio": {"audio_column": script.audio_column, "resample": script.resample},
+        "text": {"text_column": script.text_column},
+    }[vq_tokenizer.modality]
     asked = {"dataset": script.dataset, "num_samples": script.num_samples, **options}
     noted = {**asked, "dataset": script.dataset and Path(script.dataset).name}
     if accelerator.is_main_process and not script.codes and not (folder / MANIFEST).exists():
@@ -411,7 +414,9 @@ def _publish(
     levels = pipeline.vq_tokenizer.layout.levels[stage.config.own_levels]
     pipeline.save_pretrained(folder)
     save_training(folder, {**asdict(script), **asdict(args)}, history)
-    bits = "prior_bits_per_second" if pipeline.sampling_rate else "prior_bits_per_pixel"
+    modality = pipeline.modality
+    unit = {"image": "pixel", "audio": "second", "text": "byte"}[modality]
+    bits = f"prior_bits_per_{unit}"
     metrics = {
         "nats_per_code": [scores[f"nats_level_{i}"] for i in range(len(levels))],
         "ln_codebook_size": [math.log(level.codebook_size) for level in levels],
@@ -424,7 +429,6 @@ def _publish(
             metrics[name] = before[name] + metrics[name]
     write_json(folder / "metrics.json", metrics)
     training = json.loads((folder / "training.json").read_text(encoding="utf-8"))
-    modality = pipeline.vq_tokenizer.modality
     card = pipeline_card(folder.resolve().name, metrics, training, pipeline.prior.config.condition, modality)
     write_text(folder / "README.md", card)
     for level, (value, limit) in enumerate(zip(metrics["nats_per_code"], metrics["ln_codebook_size"], strict=True)):
@@ -436,12 +440,15 @@ def _publish(
 def _draw(
     pipeline: VQPipeline, test: list[dict[str, Any]], conditions: Conditions, args: TrainingArguments, name: str
 ) -> None:
-    """Samples for the first held-out conditions: a sheet of pictures, or files of sound."""
+    """Samples for the first held-out conditions: a sheet of pictures, a file of texts, or files of sound."""
     if isinstance(pipeline.prior, CodeCascade):  # what learns was moved, the stages before it were not
         pipeline.prior.to(pipeline.prior.stages[-1].device)
     prompts = [conditions.prompt(sample) for sample in test[:8]] if conditions.column else None
     drawn = pipeline(prompts, num_samples=1 if conditions.column else 8, seed=args.seed)
     folder = Path(args.output_dir) / "samples"
+    if pipeline.modality == "text":
+        write_text(folder / f"{name}.txt", "\n\n---\n\n".join(drawn) + "\n")
+        return
     if pipeline.sampling_rate is None:
         write_with(folder / f"{name}.png", lambda path: contact_sheet([drawn]).save(path, format="PNG"))
         return

@@ -1,8 +1,9 @@
-"""Train a tokenizer of pictures or of sound, from scratch or from an existing one, on a folder, a data set or embedded data.
+"""Train a tokenizer of pictures, of sound or of text, from scratch or from an existing one, on a folder, a data set or embedded data.
 
     accelerate launch examples/train_tokenizer.py --config image/vqvae2-digits --output_dir out/vq
     accelerate launch examples/train_tokenizer.py --config image/vqvae2-photos --dataset photos/ --output_dir out/photos
     accelerate launch examples/train_tokenizer.py --config audio/speech-16khz --dataset speech/ --output_dir out/speech
+    accelerate launch examples/train_tokenizer.py --config text/bytes-4 --output_dir out/text
     accelerate launch examples/train_tokenizer.py --tokenizer out/photos --decoder_only --dataset mine/ --output_dir out/mine
 
 A recipe with a discriminator_config.json trains against discriminators, and so does a tokenizer that was published with its own.
@@ -35,13 +36,14 @@ from vqtok.audio.files import write_file
 from vqtok.audio.losses import spectral_losses
 from vqtok.auto import config_folder
 from vqtok.encoding import load_media
-from vqtok.evaluation import audio_report, report
+from vqtok.evaluation import audio_report, report, text_report
 from vqtok.evaluation.pictures import contact_sheet
 from vqtok.files import write_json, write_text, write_with
 from vqtok.hub.card import tokenizer_card
 from vqtok.hub.folders import fetch_folder
 from vqtok.image.data import CropDataset
 from vqtok.sources.dataset import skipped_summary
+from vqtok.text.data import TextCropDataset
 from vqtok.training import (
     AdversarialArguments,
     AdversarialStep,
@@ -71,13 +73,19 @@ class TokenizerArguments(AdversarialArguments):
     )
     dataset: str | None = field(
         default=None,
-        metadata={"help": "digits or spoken-numbers (embedded, the default), a folder, or a data set of `datasets`."},
+        metadata={
+            "help": "digits, spoken-numbers or python-prose (embedded, the defaults), a folder, a text file, or a data set of `datasets`."
+        },
     )
     image_column: str | None = field(default=None, metadata={"help": "Column of pictures, if there are several."})
     audio_column: str | None = field(default=None, metadata={"help": "Column of recordings, if there are several."})
+    text_column: str | None = field(default=None, metadata={"help": "Column of texts; None takes 'text'."})
     holdout: list[str] = field(default_factory=list, metadata={"help": "Files of a folder kept for the test, by name."})
     image_size: int = field(default=0, metadata={"help": "Side of random crops; 0 takes whole pictures of one size."})
     seconds: float = field(default=1.0, metadata={"help": "About how long the random crops of sound are."})
+    text_units: int = field(
+        default=256, metadata={"help": "About how many bytes or tokens the random crops of text have."}
+    )
     resample: bool = field(default=False, metadata={"help": "Bring sound of other rates to the tokenizer's."})
     num_samples: int | None = field(
         default=None, metadata={"help": "How many pictures or clips at most (digits: how many scenes)."}
@@ -100,7 +108,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if script.decoder_only:
         tokenizer.model.freeze_codes()
     media = MEDIA[tokenizer.modality](tokenizer, script, args)
-    options = {name: getattr(script, name) or None for name in ("image_column", "audio_column", "holdout", "resample")}
+    options = {
+        name: getattr(script, name) or None
+        for name in ("image_column", "audio_column", "text_column", "holdout", "resample")
+    }
     train, test = (
         load_media(tokenizer, script.dataset, split, num_samples=number, **options)
         for split, number in (("train", script.num_samples), ("test", script.eval_samples))
@@ -173,7 +184,7 @@ def _discriminator(script: TokenizerArguments, tokenizer: VQTokenizer) -> AudioD
 
 def _publish(
     tokenizer: VQTokenizer,
-    media: Pictures | Sounds,
+    media: Pictures | Sounds | Texts,
     test: Any,
     script: TokenizerArguments,
     args: TrainingArguments,
@@ -296,7 +307,54 @@ class Sounds:
         write_file(path.with_suffix(".wav"), sound.numpy(), self.processor.sampling_rate)
 
 
-MEDIA = {"image": Pictures, "audio": Sounds}
+class Texts:
+    """What a run does differently for text."""
+
+    plural = "texts"
+
+    def __init__(self, tokenizer: VQTokenizer, script: TokenizerArguments, args: TrainingArguments):
+        self.tokenizer, self.processor, self.seed = tokenizer, tokenizer.processor, args.seed
+        stride = self.processor.stride
+        self.num_units = max(1, round(script.text_units / stride)) * stride
+
+    def training_items(self, train: Any) -> Any:
+        return TextCropDataset(train, self.processor, self.num_units, seed=self.seed)
+
+    def collate(self, items: list[torch.Tensor]) -> torch.Tensor:
+        return torch.stack(items)
+
+    def held_out(self, test: Any) -> torch.Tensor:
+        crops = TextCropDataset(test, self.processor, self.num_units)
+        return self.collate([crops[i] for i in range(64)])
+
+    def measure(self, output: torch.Tensor, held_out: torch.Tensor) -> dict[str, float]:
+        known = held_out < self.processor.vocab_size
+        loss = torch.nn.functional.cross_entropy(output[known], held_out[known])
+        return {"loss": float(loss), "unit_accuracy": float((output.argmax(-1) == held_out)[known].float().mean())}
+
+    def save_samples(self, held_out: torch.Tensor, output: torch.Tensor, path: Path) -> None:
+        sizes = (held_out < self.processor.vocab_size).sum(1, keepdim=True)
+        self._save(*(self.processor.postprocess(each, sizes) for each in (held_out, output)), path)
+
+    def save_reconstructions(self, test: Any, path: Path) -> None:
+        originals = [test[i]["text"] for i in range(min(8, len(test)))]
+        self._save(originals, self.tokenizer.reconstruct(originals), path)
+
+    def metrics(self, test: Any, name: str) -> dict[str, Any]:
+        return text_report.evaluate(self.tokenizer, test, name=name)
+
+    def summary(self, metrics: dict[str, Any]) -> str:
+        rate = metrics["bits_per_byte"]["nominal"]
+        return f"{metrics['unit_accuracy']:.2%} of {metrics['tokenizer']['unit']}s right at {rate:.3g} bits per byte"
+
+    def _save(self, originals: list[str], made: list[str], path: Path) -> None:
+        pairs = [
+            f"--- original\n{one}\n--- from its codes\n{other}\n" for one, other in zip(originals, made, strict=True)
+        ]
+        write_text(path.with_suffix(".txt"), "\n".join(pairs))
+
+
+MEDIA = {"image": Pictures, "audio": Sounds, "text": Texts}
 
 if __name__ == "__main__":
     run_script(main)

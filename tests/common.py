@@ -75,7 +75,7 @@ def proposals(model: VQPreTrainedModel, media: Tensor) -> dict[int, Tensor]:
 
 
 class TokenizerTests:
-    """Modality-blind: a size is what `CodeLayout.grids` takes, media are a float tensor `(B, ...)`."""
+    """Modality-blind: a size is what `CodeLayout.grids` takes, media are a tensor `(B, ...)`."""
 
     model_class: type[VQPreTrainedModel]
     config_fields: set[str]  # every field of the config beyond those of VQConfig: a change of the format is a decision
@@ -89,6 +89,10 @@ class TokenizerTests:
 
     def make_media(self, batch: int, size: Sequence[int], seed: int = 0) -> Tensor:
         raise NotImplementedError
+
+    def output_shape(self, media: Tensor) -> tuple[int, ...]:
+        """Of the reconstruction."""
+        return tuple(media.shape)
 
     def make_model(self, **changes) -> VQPreTrainedModel:
         """A model in eval whose codebooks were initialised by data, so that its codes differ from place to place."""
@@ -196,7 +200,7 @@ class TokenizerTests:
             media = self.make_media(3, size)
             out, encoded = model(media), model.encode(media)
             assert same(out.codes, encoded.codes) and same(out.latents, encoded.latents)
-            assert out.reconstruction.shape == media.shape
+            assert out.reconstruction.shape == self.output_shape(media)
             assert out.reconstruction.equal(model.decode(encoded.codes).reconstruction)
             assert same(out.quantized, model.embed_codes(encoded.codes)) and same(out.quantized, encoded.quantized)
 
@@ -239,7 +243,7 @@ class TokenizerTests:
             media = self.make_media(2, size)
             codes = model.encode(media).codes
             made = [model.decode(codes[:n]).reconstruction for n in range(1, len(codes) + 1)]
-            assert all(each.shape == media.shape and each.isfinite().all() for each in made)
+            assert all(each.shape == self.output_shape(media) and each.isfinite().all() for each in made)
             assert not any(a.equal(b) for a, b in zip(made, made[1:], strict=False)), "a level does not matter"
 
     def test_every_prefix_of_codebooks_decodes_where_they_refine_each_other(self):
@@ -255,7 +259,7 @@ class TokenizerTests:
                         model.decode(fewer)
                 continue
             made = [model.decode(each).reconstruction for each in cut]
-            assert all(each.shape == media.shape and each.isfinite().all() for each in made)
+            assert all(each.shape == self.output_shape(media) and each.isfinite().all() for each in made)
             assert not any(a.equal(b) for a, b in zip(made, made[1:], strict=False)), "a codebook does not matter"
 
     @pytest.mark.parametrize("how", ["high", "negative", "dtype", "depth", "axes", "grid", "batch", "empty"])

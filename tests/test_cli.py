@@ -136,7 +136,7 @@ def test_generate(run, tmp_path, monkeypatch, refuse):
 
     class FakePipeline:
         prior = SimpleNamespace(config=SimpleNamespace(condition="text"))
-        sampling_rate = None
+        sampling_rate, modality = None, "image"
 
         @classmethod
         def from_pretrained(cls, name, device=None):

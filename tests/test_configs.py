@@ -11,6 +11,7 @@ from vqtok.audio import AudioVQConfig, AudioVQFeatureExtractor, AudioVQModel
 from vqtok.audio.discriminators import AudioDiscriminator, read_discriminator_config
 from vqtok.image import ImageVQConfig, ImageVQModel
 from vqtok.prior import PRIORS
+from vqtok.text import TextVQConfig, TextVQModel, TextVQProcessor
 from vqtok.training import TrainingArguments, parse_arguments
 
 ROOT = Path(__file__).resolve().parent.parent / "tokenizers_configs"
@@ -35,6 +36,14 @@ AUDIO = {
     "audio/music-44khz": (7.751953125, 23.54),
 }
 
+# name: (bits per byte, millions of parameters)
+TEXT = {
+    "text/bytes-4": (4.0, 0.80),
+    "text/levels-4": (4.0, 2.17),
+    "text/bytes-2.7": (8 / 3, 1.11),
+    "text/bytes-2": (2.0, 1.48),
+    "text/bytes-1": (1.0, 2.33),
+}
 
 # name: the tokenizer whose codes it is made for
 PRIOR = {
@@ -46,11 +55,12 @@ PRIOR = {
     "prior/digits-depth": "image/residual-digits",
     "prior/digits-next-scale": "image/multiscale-digits",
     "prior/spoken": "audio/spoken-16khz",
+    "prior/prose": "text/bytes-4",
 }
 
 
 def test_every_folder_is_named_here():
-    assert set(IMAGE) | set(AUDIO) | set(PRIOR) == set(FOLDERS)
+    assert set(IMAGE) | set(AUDIO) | set(TEXT) | set(PRIOR) == set(FOLDERS)
 
 
 @pytest.mark.parametrize("name", AUDIO)
@@ -75,6 +85,17 @@ def test_the_speech_recipe_has_both_rates():
     assert config.kbps(num_codebooks=3) == 1.5 and config.kbps() == 6.0
 
 
+@pytest.mark.parametrize("name", TEXT)
+def test_a_text_config_builds_with_its_processor(name):
+    bits, millions = TEXT[name]
+    with torch.device("meta"):
+        model = TextVQModel(TextVQConfig.from_pretrained(ROOT / name))
+    assert model.config.bits_per_unit == pytest.approx(bits)
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.01)
+    processor = TextVQProcessor.from_pretrained(ROOT / name)
+    assert (processor.stride, processor.vocab_size) == (model.layout.stride, model.config.vocab_size)
+
+
 @pytest.mark.parametrize("name", IMAGE)
 def test_an_image_config_builds_with_its_processor(name):
     bits, millions = IMAGE[name]
@@ -97,11 +118,13 @@ def test_the_large_config_has_the_codes_of_the_paper():
 def test_a_prior_config_builds_once_the_codes_are_known(name):
     recipe = json.loads((ROOT / name / "config.json").read_text())
     config_class, model_class = PRIORS[recipe.pop("model_type")]
-    is_sound = PRIOR[name].startswith("audio/")
-    layout = (AudioVQConfig if is_sound else ImageVQConfig).from_pretrained(ROOT / PRIOR[name]).layout
-    fields = {"layout": layout.to_dict(), "text_size": 300, "max_text_length": 32, "max_grid": 200 if is_sound else 4}
-    model = model_class(config_class(**recipe, **fields))
-    model.check_size((60_000,) if is_sound else (32, 32))
+    medium = PRIOR[name].partition("/")[0]
+    config = {"audio": AudioVQConfig, "image": ImageVQConfig, "text": TextVQConfig}[medium]
+    grid, size = {"audio": (200, (60_000,)), "image": (4, (32, 32)), "text": (600, (1100,))}[medium]
+    layout = config.from_pretrained(ROOT / PRIOR[name]).layout
+    texts = {"text_size": 300, "max_text_length": 32} if recipe["condition"] != "none" else {}
+    model = model_class(config_class(**{**recipe, "layout": layout.to_dict(), "max_grid": grid, **texts}))
+    model.check_size(size)
     assert 1e6 < sum(p.numel() for p in model.parameters()) < 3e6
 
 

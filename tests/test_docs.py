@@ -22,7 +22,9 @@ def test_links_lead_somewhere(page):
     assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []
 
 
-@pytest.mark.parametrize(("page", "count"), [("quantizers.md", 4), ("priors.md", 5), ("multimodal.md", 4)])
+@pytest.mark.parametrize(
+    ("page", "count"), [("quantizers.md", 4), ("priors.md", 5), ("multimodal.md", 4), ("text.md", 2)]
+)
 def test_the_python_of_a_page_runs_and_says_what_it_shows(page, count):
     text = (DOCS / page).read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, re.S)

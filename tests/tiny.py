@@ -1,4 +1,4 @@
-"""Tiny pictures and sounds and tiny tokenizers of them, for tests."""
+"""Tiny pictures and sounds, and tiny tokenizers of them and of text, for tests."""
 
 import numpy as np
 import pytest
@@ -10,6 +10,7 @@ from vqtok.audio import AudioVQConfig, AudioVQFeatureExtractor, AudioVQModel
 from vqtok.auto import VQTokenizer
 from vqtok.image import ImageVQConfig, ImageVQModel
 from vqtok.image.image_processing_image_vq import ImageVQImageProcessor
+from vqtok.text import TextVQConfig, TextVQModel, TextVQProcessor
 
 needs_auto_image_processor = pytest.mark.skipif(
     getattr(AutoImageProcessor, "_backends", None) == ["torchvision"],
@@ -80,3 +81,24 @@ def make_audio_tokenizer(seed=0, **changes):
     clips = torch.stack([torch.from_numpy(sound(length, s)).expand(config.num_channels, -1) for s in range(4)])
     model.init_codebooks([clips])
     return VQTokenizer(model, processor)
+
+
+TEXT_CONFIG = {
+    "downsampling_ratios": [2, 2],
+    "strides": [4, 2],
+    "embedding_size": 8,
+    "hidden_sizes": [12, 16],
+    "latent_size": 6,
+    "kernel_size": 3,
+    "num_blocks": 1,
+    "decoder_num_blocks": 1,
+    "quantizer": vectors(16, 8),
+}
+
+
+def make_text_tokenizer(seed=0, **changes):
+    """Random weights; the codebooks fit them, so that many codes are used."""
+    torch.manual_seed(seed)
+    model = TextVQModel(TextVQConfig(**{**TEXT_CONFIG, **changes})).eval()
+    model.init_codebooks([torch.randint(0, 256, (8, 64))])
+    return VQTokenizer(model, TextVQProcessor(model.layout.stride))

@@ -25,6 +25,10 @@ _HOME = {
     "ImageVQConfig": "vqtok.image",
     "ImageVQImageProcessor": "vqtok.image",
     "ImageVQModel": "vqtok.image",
+    "SentenceCodes": "vqtok.text",
+    "TextVQConfig": "vqtok.text",
+    "TextVQModel": "vqtok.text",
+    "TextVQProcessor": "vqtok.text",
     "CodePriorConfig": "vqtok.prior",
     "CodePriorModel": "vqtok.prior",
     "MaskedCodePriorConfig": "vqtok.prior",
@@ -55,6 +59,10 @@ __all__ = [
     "Modality",
     "MultimodalProcessor",
     "MultimodalVocabulary",
+    "SentenceCodes",
+    "TextVQConfig",
+    "TextVQModel",
+    "TextVQProcessor",
     "VQPipeline",
     "VQTokenizer",
     "__version__",
@@ -77,6 +85,7 @@ if TYPE_CHECKING:
     )
     from vqtok.pipeline import VQPipeline
     from vqtok.prior import CodePriorConfig, CodePriorModel, MaskedCodePriorConfig, MaskedCodePriorModel
+    from vqtok.text import SentenceCodes, TextVQConfig, TextVQModel, TextVQProcessor
     from vqtok.vocabulary import CodeVocabulary
 
 

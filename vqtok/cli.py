@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 app = typer.Typer(
-    help="Pictures and sound to discrete codes and back, and new ones from words.",
+    help="Pictures, sound and text to discrete codes and back, and new ones from words.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -27,7 +27,7 @@ Device = Annotated[
     str | None, typer.Option(help="Where to compute, such as cpu or cuda. Default: cuda where there is one.")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists already.")]
-Data = "'digits' or 'spoken-numbers' (embedded), a folder of pictures or recordings, or a data set on the Hub."
+Data = "'digits', 'spoken-numbers' or 'python-prose' (embedded), a folder of pictures, recordings or texts, or a data set on the Hub."
 Split = Annotated[str, typer.Option(help="Which part of the data.")]
 NumSamples = Annotated[
     int | None, typer.Option("--num_samples", min=1, help="At most this many pictures or recordings.")
@@ -38,6 +38,7 @@ ImageColumn = Annotated[
 AudioColumn = Annotated[
     str | None, typer.Option("--audio_column", help="Of a data set with several columns of recordings.")
 ]
+TextColumn = Annotated[str | None, typer.Option("--text_column", help="Of a data set, the column of texts.")]
 Resample = Annotated[bool, typer.Option("--resample", help="Bring recordings of other rates to the tokenizer's.")]
 BatchSize = Annotated[int | None, typer.Option("--batch_size", min=1, help="Pictures or recordings at once.")]
 Json = Annotated[Path | None, typer.Option("--json", help="Write all results to this .json file.")]
@@ -76,7 +77,7 @@ def _options(
 
 @app.command()
 def encode(
-    media: Annotated[Path, typer.Argument(metavar="MEDIA", help="A picture or a sound file.")],
+    media: Annotated[Path, typer.Argument(metavar="MEDIA", help="A picture, a sound file or a text file.")],
     out: Annotated[Path, typer.Argument(metavar="OUT.vq", help="The file of codes to write.")],
     tokenizer: Tokenizer,
     num_levels: Annotated[
@@ -96,11 +97,11 @@ def encode(
     device: Device = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write the codes of a picture or of a sound file to a file."""
+    """Write the codes of a picture, of a sound file or of a text file to a file."""
     _check_input(media, "media")
-    if out.suffix.lower() in (*_picture_suffixes(), *_sound_suffixes()):
+    if out.suffix.lower() in (*_picture_suffixes(), *_sound_suffixes(), *_text_suffixes()):
         raise ValueError(
-            f"{out} is named like a picture or a sound, but codes are written to it: name a file such as {out.with_suffix('.vq')}"
+            f"{out} is named like a picture, a sound or a text, but codes are written to it: name a file such as {out.with_suffix('.vq')}"
         )
     _check_output(out, media, overwrite)
     tok = _load_tokenizer(tokenizer, device)
@@ -111,7 +112,7 @@ def encode(
             setattr(tok.processor, name, wanted)
     codes = tok.encode(media, num_levels=num_levels, num_codebooks=num_codebooks)
     codes.save(out)
-    print(f"wrote {out}: {_describe_codes(codes, out, getattr(tok.processor, 'sampling_rate', None))}")
+    print(f"wrote {out}: {_describe_codes(codes, out, getattr(tok.processor, 'sampling_rate', None), tok.modality)}")
 
 
 @app.command()
@@ -120,7 +121,7 @@ def decode(
     out: Annotated[
         Path,
         typer.Argument(
-            metavar="OUT", help="The .png, .wav, .flac, ... to write; of several samples OUT-0000.png and so on."
+            metavar="OUT", help="The .png, .wav, .flac, .txt, ... to write; of several samples OUT-0000.png and so on."
         ),
     ],
     tokenizer: Tokenizer,
@@ -131,7 +132,7 @@ def decode(
     device: Device = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write the pictures or the sound of a file of codes."""
+    """Write the pictures, the sound or the text of a file of codes."""
     from vqtok.codes import Codes
 
     _check_input(codes, "codes")
@@ -141,12 +142,17 @@ def decode(
     paths = [out] if len(loaded) == 1 else [out.with_stem(f"{out.stem}-{i:04d}") for i in range(len(loaded))]
     tok = _load_tokenizer(tokenizer, device)
     tok.check_codes(loaded)
-    check_format = _sound_format if tok.modality == "audio" else _picture_format
+    check_format = {"audio": _sound_format, "image": _picture_format, "text": _text_format}[tok.modality]
     for path in paths:
         check_format(path)
         _check_output(path, codes, overwrite)
     if tok.modality == "audio":
         _write_sounds(tok, loaded, paths)
+        return
+    if tok.modality == "text":
+        for text, path in zip(tok.decode(loaded), paths, strict=True):
+            _save_text(text, path)
+            print(f"wrote {path}: {len(text)} characters, {len(text.encode())} bytes")
         return
     for picture, path in zip(tok.decode(loaded), paths, strict=True):
         _save_picture(picture, path)
@@ -177,7 +183,7 @@ def generate(
     device: Device = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Draw pictures of prompts, or make sound of them."""
+    """Draw pictures of prompts, or make sound or text."""
     from vqtok import VQPipeline
 
     _quiet()
@@ -185,7 +191,7 @@ def generate(
     names = [f"{i:03d}-{_slug(text)}" for i, text in enumerate(texts)] or ["sample"]
     options = {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p}
     pipe = VQPipeline.from_pretrained(pipeline, device=_device(device))
-    suffix = ".wav" if pipe.sampling_rate else ".png"
+    suffix = {"image": ".png", "audio": ".wav", "text": ".txt"}[pipe.modality]
     paths = [output_dir / f"{name}-{sample:03d}{suffix}" for name in names for sample in range(num_samples)]
     for path in paths:
         _check_output(path, None, overwrite)
@@ -197,6 +203,8 @@ def generate(
     for medium, path in zip(pipe(texts or None, num_samples=num_samples, seed=seed, **given), paths, strict=True):
         if pipe.sampling_rate:
             _save_sound(medium, path, pipe.sampling_rate)
+        elif suffix == ".txt":
+            _save_text(medium, path)
         else:
             _save_picture(medium, path)
         print(f"wrote {path}")
@@ -269,13 +277,19 @@ def evaluate(
     num_samples: NumSamples = None,
     image_column: ImageColumn = None,
     audio_column: AudioColumn = None,
+    text_column: TextColumn = None,
     resample: Resample = False,
     batch_size: BatchSize = None,
     json: Json = None,
     device: Device = None,
 ) -> None:
-    """Measure a tokenizer: PSNR and SSIM, or PESQ, STOI, SI-SDR and mel distance; use of the codes, rate, speed."""
-    given = {"image_column": image_column, "audio_column": audio_column, "resample": resample}
+    """Measure a tokenizer: PSNR and SSIM, or PESQ, STOI, SI-SDR and mel distance, or units right; use of the codes, rate, speed."""
+    given = {
+        "image_column": image_column,
+        "audio_column": audio_column,
+        "text_column": text_column,
+        "resample": resample,
+    }
     _evaluate([tokenizer], data, split, num_samples, given, batch_size, json, device)
 
 
@@ -287,13 +301,19 @@ def compare(
     num_samples: NumSamples = None,
     image_column: ImageColumn = None,
     audio_column: AudioColumn = None,
+    text_column: TextColumn = None,
     resample: Resample = False,
     batch_size: BatchSize = None,
     json: Json = None,
     device: Device = None,
 ) -> None:
     """Measure several tokenizers on the same pictures or recordings."""
-    given = {"image_column": image_column, "audio_column": audio_column, "resample": resample}
+    given = {
+        "image_column": image_column,
+        "audio_column": audio_column,
+        "text_column": text_column,
+        "resample": resample,
+    }
     _evaluate(tokenizers, data, split, num_samples, given, batch_size, json, device)
 
 
@@ -312,18 +332,18 @@ def _evaluate(
     if len(set(names)) < len(names):
         raise ValueError(f"the tokenizers {', '.join(names)} are not all different: name each once")
     from vqtok.encoding import load_media
-    from vqtok.evaluation import audio_report, report
+    from vqtok.evaluation import audio_report, report, text_report
     from vqtok.files import write_json
     from vqtok.sources.dataset import skipped_summary
 
     loaded = {name: _load_tokenizer(name, device) for name in names}
-    own = {"image": (), "audio": ("sampling_rate", "num_channels")}
+    own = {"image": (), "audio": ("sampling_rate", "num_channels"), "text": ()}
     kinds = {(tok.modality, *(getattr(tok.processor, field) for field in own[tok.modality])) for tok in loaded.values()}
     if len(kinds) > 1:
         raise ValueError("the tokenizers are of different media, sampling rates or channels: measure each alone")
     tok = next(iter(loaded.values()))
     media = load_media(tok, data, split, num_samples=num_samples, **given)
-    room: Any = audio_report if tok.modality == "audio" else report
+    room: Any = {"image": report, "audio": audio_report, "text": text_report}[tok.modality]
     results = room.compare(loaded, media, batch_size=batch_size)
     print(room.to_markdown(results))
     print(f"{len(media)} {media.medium.many} of {data} ({split}), {results[0]['protocol']}")
@@ -395,7 +415,7 @@ def _check_input(path: Path, wanted: str) -> None:
     if kind == "folder":
         raise ValueError(f"{path} is a folder: name one file in it (examples/encode_dataset.py encodes whole folders)")
     if (kind, wanted) == ("codes", "media"):
-        raise ValueError(f"{path} is a file of codes already: vqtok decode makes a picture or a sound of it")
+        raise ValueError(f"{path} is a file of codes already: vqtok decode makes a picture, a sound or a text of it")
     if kind in ("picture", "sound") and wanted == "codes":
         raise ValueError(f"{path} is a {kind}, not a file of codes: vqtok encode makes codes of it")
 
@@ -448,13 +468,30 @@ def _save_picture(picture: Image.Image, path: Path) -> None:
     write_with(path, lambda temporary: picture.save(temporary, format=name, **options))
 
 
+def _text_suffixes() -> frozenset[str]:
+    from vqtok.text.medium import TEXTS
+
+    return TEXTS.suffixes
+
+
+def _text_format(path: Path) -> None:
+    if path.suffix.lower() not in _text_suffixes():
+        raise ValueError(f"{path} has no suffix of a text file: name a file such as {path.with_suffix('.txt')}")
+
+
+def _save_text(text: str, path: Path) -> None:
+    from vqtok.files import write_bytes
+
+    write_bytes(path, text.encode())
+
+
 def _save_sound(sound: Any, path: Path, sampling_rate: int) -> None:
     from vqtok.audio.files import write_file
 
     write_file(path, sound, sampling_rate)
 
 
-def _describe_codes(codes: Any, path: Path, sampling_rate: int | None = None) -> str:
+def _describe_codes(codes: Any, path: Path, sampling_rate: int | None = None, modality: str | None = None) -> str:
     units = int(codes.sizes.prod(1).sum())
     depths = [values.shape[1] for values in codes.levels]
     grids = [codes.layout.grids(size) for size in codes.sizes.tolist()]
@@ -464,7 +501,7 @@ def _describe_codes(codes: Any, path: Path, sampling_rate: int | None = None) ->
     partial = cut + f", the coarsest {len(codes.levels)} of {len(codes.layout.levels)} levels" * (
         len(codes.levels) < len(codes.layout.levels)
     )
-    unit = "sample" if codes.layout.ndim == 1 else "pixel"
+    unit = "pixel" if codes.layout.ndim == 2 else "byte" if modality == "text" else "sample"
     rate = f", {8 * path.stat().st_size / units:.4g} bits per {unit} with its header" if units else ""
     if sampling_rate and units:
         rate = f", {8 * path.stat().st_size / units * sampling_rate / 1000:.4g} kbps with its header"

@@ -16,20 +16,21 @@ from vqtok.auto import VQTokenizer
 from vqtok.codes import Codes
 from vqtok.image.data import load_images
 from vqtok.prior.data import write_code_cache
+from vqtok.text.data import load_text
 
 # Which options are of one medium alone.
-_OWN = {"image": {"image_column"}, "audio": {"audio_column", "resample"}}
+_OWN = {"image": {"image_column"}, "audio": {"audio_column", "resample"}, "text": {"text_column"}}
 
 
 def load_media(tokenizer: VQTokenizer, source: Any = None, split: str = "train", **options: Any) -> Any:
-    """The data set of `load_images` or `load_audio`, whichever the tokenizer takes, at its rate and with its channels.
+    """The data set of `load_images`, `load_audio` or `load_text`, whichever the tokenizer takes, at its rate and with its channels.
 
     Args:
-        source: see there; None takes the embedded data, "digits" or "spoken-numbers".
-        options: those of `load_images` or `load_audio`. None and False are as if left out.
+        source: see there; None takes the embedded data, "digits", "spoken-numbers" or "python-prose".
+        options: those of `load_images`, `load_audio` or `load_text`. None and False are as if left out.
 
     Raises:
-        ValueError: an option of the other medium; and what `load_images` and `load_audio` raise.
+        ValueError: an option of another medium; and what these three raise.
     """
     given = {name: value for name, value in options.items() if value is not None and value is not False}
     modality, processor = tokenizer.modality, tokenizer.processor
@@ -38,13 +39,19 @@ def load_media(tokenizer: VQTokenizer, source: Any = None, split: str = "train",
             raise ValueError(f"{unused[0]} does not go with a tokenizer of {modality}: leave it out")
     if modality == "image":
         return load_images(source or "digits", split, **given)
+    if modality == "text":
+        if "caption_column" in given:
+            raise ValueError(
+                "caption_column does not go with a tokenizer of text, whose texts have no captions: leave it out"
+            )
+        return load_text(source or "python-prose", split, **given)
     return load_audio(source or "spoken-numbers", processor.sampling_rate, processor.num_channels, split, **given)
 
 
 def encode_dataset(
     tokenizer: VQTokenizer, dataset: Any, folder: str | Path, batch_size: int = 256, facts: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Write the codes of a map-style data set of {"image" or "audio": ..., "text": ..., "label": ...}; return the manifest.
+    """Write the codes of a map-style data set of {"image" or "audio" or, of text, nothing: ..., "text", "label"}; return the manifest.
 
     Args:
         tokenizer: a saved one, because codes without a fingerprint cannot be told apart later.
@@ -82,8 +89,10 @@ def _batches(tokenizer: VQTokenizer, dataset: Any, batch_size: int) -> Iterator[
 
 
 def _medium(item: dict[str, Any]) -> Any:
-    """What the tokenizer takes of an item: its picture, or its sound with its rate."""
-    return item["image"] if "image" in item else {name: item[name] for name in ("audio", "sampling_rate")}
+    """What the tokenizer takes of an item: its picture, its sound with its rate, or its text."""
+    if "audio" in item:
+        return {name: item[name] for name in ("audio", "sampling_rate")}
+    return item["image"] if "image" in item else item["text"]
 
 
 def _with_name(tokenizer: VQTokenizer, dataset: Any, start: int, items: list[dict[str, Any]], error: ValueError) -> str:

@@ -93,6 +93,10 @@ class VQPreTrainedModel(CheckedModel, PreTrainedModel):
         """
         raise NotImplementedError
 
+    def seen_by_decoder(self, fields: dict[str, Any]) -> Sequence[Tensor]:
+        """What a training pass decodes, of the fields of its output: the quantized latents, unless a room knows better."""
+        return fields["quantized"]
+
     def reconstruction_losses(self, reconstruction: Tensor, media: Tensor) -> dict[str, Tensor]:
         """Terms that compare the reconstruction with the input, by name, before their weights."""
         raise NotImplementedError
@@ -126,7 +130,9 @@ class VQPreTrainedModel(CheckedModel, PreTrainedModel):
         """
         media = self.check_media(media)
         if sizes is not None:
-            sizes = self.check_sizes(sizes, len(media), [n // self.layout.stride for n in media.shape[2:]])
+            sizes = self.check_sizes(
+                sizes, len(media), [n // self.layout.stride for n in media.shape[-self.layout.ndim :]]
+            )
         with full_precision(media.device.type):
             features = self.extract(media, sizes)
             levels = self.quantizer.encode(lambda level, quantized: self.propose(features, level, quantized))
@@ -176,7 +182,7 @@ class VQPreTrainedModel(CheckedModel, PreTrainedModel):
             features = self.extract(media)
             levels = self.quantizer(lambda level, quantized: self.propose(features, level, quantized))
             fields = _by_field(levels)
-            reconstruction = self.synthesise(fields["quantized"], self._kept_levels(media))
+            reconstruction = self.synthesise(self.seen_by_decoder(fields), self._kept_levels(media))
             quantizer_losses = mean_losses(levels)
             losses, quantizer_loss = quantizer_losses["losses"], quantizer_losses["loss"]
         own = self.reconstruction_losses(reconstruction, media)

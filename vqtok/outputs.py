@@ -28,7 +28,8 @@ class VQDecoderOutput(ModelOutput):
     """Media of a batch of codes.
 
     Attributes:
-        reconstruction: float, the shape of the model's input: `(B, C, H, W)` in [-1, 1] nominally for images.
+        reconstruction: float, the shape of the model's input: `(B, C, H, W)` in [-1, 1] nominally for images; of text the logits
+            `(B, T, vocab_size)` of ids `(B, T)`.
     """
 
     reconstruction: Tensor | None = None
@@ -40,7 +41,7 @@ class VQModelOutput(ModelOutput):
 
     Attributes:
         loss: 0-dim float32, the sum of `losses` with the weights of the configuration (each level's its own).
-        reconstruction: float, the shape of the input.
+        reconstruction: float, the shape of the input; of text logits, with one more axis.
         codes: coarse to fine, each int64 `(B, Q, *grid)`.
         latents: coarse to fine, each float `(B, *grid, D)`.
         quantized: coarse to fine, each float `(B, *grid, D)`.

@@ -301,6 +301,11 @@ class VQPipeline(PublishedFacade):
         return [None if row is None else int(row) for row in rows]
 
     @property
+    def modality(self) -> str:
+        """What it makes: "image", "audio" or "text"."""
+        return self.vq_tokenizer.modality
+
+    @property
     def sampling_rate(self) -> int | None:
         """Of audio, in Hz; None for other media."""
         return getattr(self.vq_tokenizer.processor, "sampling_rate", None)

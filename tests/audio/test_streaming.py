@@ -5,8 +5,8 @@ import torch
 
 from tests.audio import test_modeling_audio_vq as cases
 from tests.quantizing import check_differences, level_quantizers, searched
-from vqtok.audio.chunks import decode_chunks, encode_chunks
 from vqtok.audio.streaming import StreamingDecoder, StreamingEncoder
+from vqtok.chunks import decode_chunks, encode_chunks
 
 CAUSAL = [kind for kind in cases.KINDS if kind.options.get("causal")]
 
@@ -103,12 +103,12 @@ def test_chunks_have_the_latents_codes_and_sound_of_the_whole(kind):
         return sound[..., start:end]
 
     for size in (7, 30):
-        seconds = size * stride / model.config.sampling_rate
-        chunks = list(encode_chunks(model, stride * steps, part, seconds))
+        units = size * stride
+        chunks = list(encode_chunks(model, stride * steps, part, units))
         codes = [torch.cat(level, 2) for level in zip(*chunks, strict=True)]
         assert len(chunks) == -(-steps // size)
         assert sum(int((a != b).sum()) for a, b in zip(codes, whole.codes, strict=True)) == 0
-        made_sound = torch.cat(list(decode_chunks(model, whole.codes, seconds)), -1)
+        made_sound = torch.cat(list(decode_chunks(model, whole.codes, units)), -1)
         close(made_sound, model.decode(whole.codes).reconstruction)
     assert max(read) <= (30 + sum(-(-samples // stride) for samples in model.encoder.context)) * stride
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vqtok.chunks import decode_chunks, encode_chunks
 from vqtok.codes import Codes
 from vqtok.files import write_with
 
-from .chunks import decode_chunks, encode_chunks
 from .feature_extraction_audio_vq import AudioVQFeatureExtractor
 from .files import file_format, load_soundfile, open_file, pcm, read_samples
 from .modeling_audio_vq import AudioVQModel

@@ -17,13 +17,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from vqtok.chunks import decode_chunks, encode_chunks
 from vqtok.layers import ResidualUnits, StreamState, TimeConv, TimeUpsample, activation, zero_beyond
 from vqtok.modeling import VQPreTrainedModel
 from vqtok.quantizers import build_hierarchy
 
-from .chunks import decode_chunks, encode_chunks
 from .configuration_audio_vq import AudioVQConfig
 from .losses import spectral_losses
+
+CHUNK_SECONDS = 20
 
 
 class Features(NamedTuple):
@@ -227,6 +229,11 @@ class AudioVQModel(VQPreTrainedModel):
     main_input_name = "input_values"
     input_modalities = ("audio",)
 
+    @property
+    def chunk_units(self) -> int:
+        """Samples of long sound that are computed at once, beside what they see around them."""
+        return CHUNK_SECONDS * self.config.sampling_rate
+
     def __init__(self, config: AudioVQConfig):
         super().__init__(config)
         self.encoder = AudioEncoder(config)
@@ -300,14 +307,14 @@ class AudioVQModel(VQPreTrainedModel):
 
     @torch.no_grad()
     def encode_long(self, media: Tensor) -> tuple[Tensor, ...]:
-        """The codes of `encode`, chunk by chunk (see `vqtok.audio.chunks`)."""
+        """The codes of `encode`, chunk by chunk (see `vqtok.chunks`)."""
         media = self.check_media(media)
         parts = encode_chunks(self, media.shape[2], lambda start, end: media[..., start:end])
         return tuple(torch.cat(values, 2) for values in zip(*parts, strict=True))
 
     @torch.no_grad()
     def decode_long(self, codes: Sequence[Tensor]) -> Tensor:
-        """The sound of `decode`, chunk by chunk (see `vqtok.audio.chunks`)."""
+        """The sound of `decode`, chunk by chunk (see `vqtok.chunks`)."""
         self._check_codes(codes)
         return torch.cat(list(decode_chunks(self, codes)), 2)
 

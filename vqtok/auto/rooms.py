@@ -23,6 +23,9 @@ from vqtok.image.image_processing_image_vq import MAX_PIXELS, ImageVQImageProces
 from vqtok.image.modeling_image_vq import ImageVQModel
 from vqtok.modeling import VQPreTrainedModel
 from vqtok.prior import PRIORS
+from vqtok.text.configuration_text_vq import TextVQConfig
+from vqtok.text.modeling_text_vq import TextVQModel
+from vqtok.text.processing_text_vq import TextVQProcessor
 
 
 class Room(NamedTuple):
@@ -46,6 +49,7 @@ ROOMS = {
     AudioVQConfig.model_type: Room(
         "audio", "audio", "sample", AudioVQConfig, AudioVQModel, AudioVQFeatureExtractor, encode_file
     ),
+    TextVQConfig.model_type: Room("text", "texts", "unit", TextVQConfig, TextVQModel, TextVQProcessor),
 }
 for _model_type, _room in ROOMS.items():
     AutoConfig.register(_model_type, _room.config, exist_ok=True)
@@ -54,6 +58,7 @@ for _model_type, (_config, _model) in PRIORS.items():
     AutoConfig.register(_model_type, _config, exist_ok=True)
     AutoModel.register(_config, _model, exist_ok=True)
 AutoFeatureExtractor.register(AudioVQConfig, AudioVQFeatureExtractor, exist_ok=True)
+AutoFeatureExtractor.register(TextVQConfig, TextVQProcessor, exist_ok=True)
 # Older transformers have no AutoImageProcessor without torchvision; VQTokenizer does not need it.
 with suppress(ImportError):
     # Resampling and rounding of the other back end differ, so there is only this one.

@@ -61,7 +61,7 @@ class VQTokenizer(PublishedFacade):
                 f"the processor pads to multiples of {processor.stride}, the model needs multiples of {model.layout.stride}: "
                 "set stride in preprocessor_config.json to the largest stride of config.json"
             )
-        for name in ("num_channels", "sampling_rate"):
+        for name in ("num_channels", "sampling_rate", "vocab_size"):
             wanted = getattr(model.config, name, None)
             if wanted is not None and wanted != getattr(processor, name):
                 raise ValueError(
@@ -216,7 +216,7 @@ class VQTokenizer(PublishedFacade):
 
     @property
     def modality(self) -> str:
-        """Which room it is of: "image" or "audio"."""
+        """Which room it is of: "image", "audio" or "text"."""
         return self._room.modality
 
     def to(self, device: torch.device | str) -> VQTokenizer:
@@ -300,7 +300,7 @@ class VQTokenizer(PublishedFacade):
             batch_size: items at once; None means up to 64, fewer of large ones.
 
         Returns:
-            PIL pictures, or float32 arrays of sound, `(samples,)` or `(2, samples)`, at `processor.sampling_rate`.
+            PIL pictures, float32 arrays of sound, `(samples,)` or `(2, samples)`, at `processor.sampling_rate`, or strings.
 
         Raises:
             ValueError: the codes belong to another tokenizer (both fingerprints are named) or have another layout.

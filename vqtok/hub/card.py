@@ -25,7 +25,11 @@ _TASKS = {
     ("audio", "text"): "text-to-audio",
     ("audio", "features"): "text-to-audio",
 }
-_MEDIA = {"image": ("pictures", "images", "cat.png"), "audio": ("sounds", "sounds", "voice.wav")}
+_MEDIA = {
+    "image": ("pictures", "images", "cat.png"),
+    "audio": ("sounds", "sounds", "voice.wav"),
+    "text": ("texts", "texts", "Once upon a time."),
+}
 _METRICS = {
     "psnr_db": ("psnr", "PSNR (dB)"),
     "ssim": ("ssim", "SSIM"),
@@ -33,6 +37,8 @@ _METRICS = {
     "stoi": ("stoi", "STOI"),
     "si_sdr_db": ("si-sdr", "SI-SDR (dB)"),
     "mel_distance": ("mel_distance", "mel distance"),
+    "unit_accuracy": ("accuracy", "units right"),
+    "exact_chunks": ("exact_match", "exact chunks of 64 units"),
 }
 _ARGUMENTS = (
     *(
@@ -41,6 +47,7 @@ _ARGUMENTS = (
         "num_samples",
         "image_size",
         "seconds",
+        "text_units",
         "max_steps",
         "batch_size",
         "learning_rate",
@@ -100,8 +107,8 @@ def tokenizer_card(name: str, metrics: Mapping[str, Any], training: Mapping[str,
     facts |= {key: own[key] for key in ("class", "parameters", "fingerprint", "sampling_rate") if key in own}
     if "nominal_kbps" in own:
         facts["kbps"] = own["nominal_kbps"]
-    suffix = ".wav" if modality == "audio" else ".png"
-    return render(name, facts, metrics, training, [f"samples/reconstructions{suffix}"])
+    suffix = {"image": ".png", "audio": ".wav"}.get(modality)  # nothing to show of text but a file to read
+    return render(name, facts, metrics, training, [f"samples/reconstructions{suffix}"] if suffix else [])
 
 
 def pipeline_card(
@@ -154,7 +161,7 @@ def _results(
     """The figures for the header. Each says under which protocol it was measured, on how many samples."""
     judged = metrics.get("judged") or {}
     data = metrics.get("data", {})
-    number = data.get("num_images", data.get("num_recordings", metrics.get("held_out_samples")))
+    number = data.get("num_images", data.get("num_recordings", data.get("num_texts", metrics.get("held_out_samples"))))
     protocol = metrics.get("protocol", "held-out codes of the tokenizer" if "nats_per_code" in metrics else None)
     found = [(kind, label, metrics.get(key)) for key, (kind, label) in _METRICS.items()]
     found += [
@@ -272,7 +279,14 @@ def _measured(metrics: Mapping[str, Any]) -> list[str]:
         ]
         for key, why in metrics.get("not_measured", {}).items():
             lines += [f"{_METRICS[key][1]} was not measured: {why}.", ""]
-    for unit in (unit for unit in ("pixel", "second") if f"prior_bits_per_{unit}" in metrics):
+    if "unit_accuracy" in metrics and "data" in metrics:
+        lines += [
+            f"{metrics['unit_accuracy']:.2%} of {metrics['tokenizer']['unit']}s and {metrics['exact_chunks']:.1%} of chunks of 64 right at "
+            f"{metrics['bits_per_byte']['nominal']:.4g} bits per byte on {metrics['data']['bytes']:,} held-out bytes "
+            f"(protocol {metrics['protocol']}, {metrics['date'][:10]}, {_machine(metrics['machine'])}).",
+            "",
+        ]
+    for unit in (unit for unit in ("pixel", "second", "byte") if f"prior_bits_per_{unit}" in metrics):
         rows = [
             [i, f"{nats:.3f}", f"{limit:.3f}"]
             for i, (nats, limit) in enumerate(zip(metrics["nats_per_code"], metrics["ln_codebook_size"], strict=True))

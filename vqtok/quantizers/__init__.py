@@ -6,6 +6,7 @@ from .build import QUANTIZERS, build_hierarchy, build_quantizer, check_hierarchy
 from .codebook import Codebook
 from .collective import update_all
 from .configuration import QuantizerConfig
+from .continuous import ContinuousStart
 from .functional import code_counts, entropy_bits, full_precision, perplexity, rotate, straight_through, usage
 from .gumbel import GumbelQuantizer
 from .health import CodebookHealth, CodebookReport
@@ -26,6 +27,7 @@ __all__ = [
     "Codebook",
     "CodebookHealth",
     "CodebookReport",
+    "ContinuousStart",
     "FSQ",
     "GumbelQuantizer",
     "HierarchicalQuantizer",

@@ -190,3 +190,38 @@ def _share(rows: Any, share: str | None) -> Any:
     if not len(chosen):
         raise ValueError(f"split {share!r} of a data set with {len(rows)} rows is empty: add rows, or use split='all'")
     return chosen
+
+
+class TextTable(NamedTuple):
+    """Rows of text.
+
+    Args:
+        texts: one per row, "" where there is none.
+        title: what to call it in messages.
+        labels: one per row, or None.
+    """
+
+    texts: list[str]
+    title: str
+    labels: Labels | None
+
+
+def open_text_table(
+    medium: Medium, source: Any, split: str, label_column: str | None, text_column: str | None, config_name: str | None
+) -> TextTable:
+    """Return one split of a data set with a column of text; the arguments are those of `open_table`.
+
+    Raises:
+        ValueError: see `open_table`; or the column is not of text.
+    """
+    rows, title, whole = _open_split(medium, source, split, config_name)
+    column = text_column or "text"
+    if column not in rows.features:
+        raise ValueError(
+            f"{title} has no column {column!r} of texts: its columns are {list(rows.features)}, name one with {medium.column_option}"
+        )
+    if str(getattr(rows.features[column], "dtype", "")) not in ("string", "large_string"):
+        raise ValueError(
+            f"{title} has no texts in column {column!r}: name a column of strings with {medium.column_option}"
+        )
+    return TextTable([cell or "" for cell in _cells(rows, column)], title, _labels(rows, title, label_column, whole))
