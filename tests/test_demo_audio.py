@@ -44,7 +44,9 @@ def test_the_page_says_which_words_were_missed_and_what_goal():
     text = page.render()
     assert "Of 2 different words these 1 were missed" in text and "&lt;six&gt;" in text and "<six>" not in text
     assert text.count("class='missed'") == 2 and "600.6" in text, "a goal of words and one of minutes"
-    assert "75.0%" in text and "1 / 0 / 0" in text and "77 different" in text and "0.8123" in text and "PESQ" not in text
+    assert (
+        "75.0%" in text and "1 / 0 / 0" in text and "77 different" in text and "0.8123" in text and "PESQ" not in text
+    )
     assert "CC-BY-SA" in text
     metrics["by_word"]["spoken"] = metrics["by_word"]["reconstructed"]
     page = Page("title", "lead")
@@ -67,7 +69,11 @@ def recipes(tmp_path_factory):
     prior["backbone_config"] |= {"num_attention_heads": 2, "num_key_value_heads": 2}
     training = json.loads((ROOT / "tokenizers_configs/prior/spoken/training.json").read_text())
     for name, files in {
-        "codec": {"config": codec, "preprocessor_config": extractor, "training": {"batch_size": 2, "eval_samples": 2, "num_samples": 8}},
+        "codec": {
+            "config": codec,
+            "preprocessor_config": extractor,
+            "training": {"batch_size": 2, "eval_samples": 2, "num_samples": 8},
+        },
         "prior": {"config": prior, "training": {**training, "batch_size": 8, "attn_implementation": "eager"}},
     }.items():
         (folder / name).mkdir()
