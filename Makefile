@@ -12,7 +12,7 @@ ARGS ?=
 TWO := -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-all test-lowest lint format wheel clean
+.PHONY: help setup demo demo-audio test test-slow test-all test-lowest lint format wheel clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1@\2/p' $(MAKEFILE_LIST) | column -t -s @ 2>/dev/null \
@@ -35,6 +35,9 @@ $(READY): requirements.lock pyproject.toml setup.py
 
 demo: $(READY) ## train, generate and judge; writes demo/report.html
 	$(RUN) examples/demo.py --output_dir demo $(ARGS)
+
+demo-audio: $(READY) ## train a codec and a prior on spoken numbers, speak and judge; writes demo-audio/report.html
+	$(RUN) examples/demo_audio.py --output_dir demo-audio $(ARGS)
 
 test: $(READY) ## the default tests
 	$(RUN) -m pytest $(TWO) $(ARGS)
@@ -77,6 +80,6 @@ wheel: $(READY) ## build dist/vqtok-*.whl
 	$(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist .
 	@ls dist
 
-clean: ## remove caches and builds (keeps .venv and demo/)
+clean: ## remove caches and builds (keeps .venv, demo/ and demo-audio/)
 	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	@find vqtok tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

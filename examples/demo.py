@@ -9,17 +9,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from vqtok import VQPipeline, VQTokenizer
@@ -29,8 +24,8 @@ from vqtok.evaluation.html import Page
 from vqtok.evaluation.pictures import contact_sheet
 from vqtok.evaluation.plots import code_map, curves, usage_bars
 from vqtok.evaluation.report import machine
+from vqtok.evaluation.stages import Stages, launch, record_judged
 from vqtok.files import write_json, write_text, write_with
-from vqtok.hub.card import pipeline_card
 from vqtok.image.digits import SIZE, CaptionedDigits
 from vqtok.prior.data import MANIFEST
 from vqtok.quantizers import code_counts
@@ -71,21 +66,20 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     torch.set_num_threads(args.num_threads or os.cpu_count() or 1)
     stages = Stages(folder / "progress.json")
 
-    stages.run("train the tokenizer", lambda: _train("train_tokenizer.py", folder / "tokenizer", args.tokenizer_steps, args, [
+    stages.run("train the tokenizer", lambda: launch(HERE / "train_tokenizer.py", folder / "tokenizer", [
         "--config", "image/vqvae2-digits",
-    ]))  # fmt: skip
+    ], args.num_threads, args.tokenizer_steps))  # fmt: skip
     tokenizer = VQTokenizer.from_pretrained(folder / "tokenizer", device=best_device())
     for split, number in (("train", args.num_scenes), ("test", 512)):
         if not (folder / "codes" / split / MANIFEST).exists():
             scenes = CaptionedDigits(split, num_samples=number, seed=0)
             stages.run(f"encode {split}", lambda s=scenes, p=split: encode_dataset(tokenizer, s, folder / "codes" / p))
-    stages.run("train the prior", lambda: _train("train_prior.py", folder / "pipeline", args.prior_steps, args, [
+    stages.run("train the prior", lambda: launch(HERE / "train_prior.py", folder / "pipeline", [
         "--config", "prior/digits", "--tokenizer", str(folder / "tokenizer"),
         "--codes", str(folder / "codes" / "train"), "--eval_codes", str(folder / "codes" / "test"),
-    ]))  # fmt: skip
+    ], args.num_threads, args.prior_steps))  # fmt: skip
 
-    for name in ("draw and judge", "report"):  # done every time: only the last time counts
-        stages.spent.pop(name, None)
+    stages.forget("draw and judge", "report")
     with stages.timed("draw and judge"):
         pipeline = VQPipeline.from_pretrained(folder / "pipeline", device=best_device())
         judged = judge_drawings(pipeline, tokenizer, args.num_judged)
@@ -97,60 +91,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         name: metrics[name] for name in (*GOALS, "num_judged", "samples_per_second", "minutes", "machine", "date")
     }
     judged["digit_accuracy_of_the_judge_on_real_pictures"] = metrics["judge_accuracy_on_real"]["digit_accuracy"]
-    prior = {name: json.loads((folder / "pipeline" / f"{name}.json").read_text()) for name in ("metrics", "training")}
-    prior["metrics"] |= {"judged": judged, "prompt": PROMPTS[0]}  # a push renders the card anew from here
-    write_json(folder / "pipeline" / "metrics.json", prior["metrics"])
-    card = pipeline_card(f"{folder.resolve().name}/pipeline", **prior, condition="text")
-    write_text(folder / "pipeline" / "README.md", card)
+    record_judged(folder / "pipeline", judged, PROMPTS[0])
     write_json(folder / "metrics.json", metrics)
     _say(folder, metrics)
     return metrics
-
-
-class Stages:
-    """Seconds of each stage, kept in a file, so that a demo that was stopped still knows what it took."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        before = json.loads(path.read_text()) if path.exists() else {"done": [], "seconds": {}}
-        self.done: list[str] = before["done"]
-        self.spent: dict[str, float] = before["seconds"]
-        # From the start of the process on: imports count too.
-        self.spent["start"] = self.spent.get("start", 0.0) + time.time() - psutil.Process().create_time()
-
-    @property
-    def seconds(self) -> float:
-        """Seconds of all stages."""
-        return sum(self.spent.values())
-
-    def run(self, name: str, action: Callable[[], Any]) -> None:
-        """Do it unless it is done."""
-        if name not in self.done:
-            with self.timed(name):
-                action()
-                self.done.append(name)
-
-    @contextmanager
-    def timed(self, name: str):  # type: ignore[no-untyped-def]
-        """Time a stage that is done every time."""
-        print(f"\n== {name}", flush=True)
-        start = time.monotonic()
-        try:
-            yield
-        finally:  # of a stage that was stopped too
-            self.spent[name] = self.spent.get(name, 0.0) + time.monotonic() - start
-            write_json(self.path, {"done": self.done, "seconds": self.spent})
-
-
-def _train(script: str, folder: Path, steps: int, args: DemoArguments, flags: list[str]) -> None:
-    threads = str(args.num_threads or os.cpu_count() or 1)
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
-    command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", threads]
-    command += [str(HERE / script), "--output_dir", str(folder), "--num_threads", threads, *flags]
-    if steps:
-        command += ["--max_steps", str(steps), "--warmup_steps", str(max(1, min(50, steps // 4)))]
-    if code := subprocess.run(command).returncode:
-        sys.exit(code)  # the script has said why
 
 
 def _metrics(folder: Path, judged: dict[str, Any], stages: Stages) -> dict[str, Any]:

@@ -154,7 +154,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     pipeline = _pipeline(model, vq_tokenizer, conditions, coarse)
 
     def loader(start: int) -> Any:
-        groups = [group[np.isin(group, train)] for group in codes.groups(by_grid=not model.config.stops)]
+        groups = codes.groups(by_grid=not model.config.stops, least=16 * args.batch_size)
+        groups = [group[np.isin(group, train)] for group in groups]
         sampler = StepSampler(
             groups, args.batch_size, args.max_steps, args.seed, start, accelerator.process_index,
             accelerator.num_processes, args.gradient_accumulation_steps,

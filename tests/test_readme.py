@@ -107,6 +107,6 @@ def test_links_and_flags_exist():
     for script, flags in re.findall(r"(examples/\w+\.py)([^\n]*)", TEXT):
         source = (ROOT / script).read_text() + (ROOT / "vqtok/training/arguments.py").read_text()
         assert [flag for flag in re.findall(r"--(\w+)", flags) if f"{flag}:" not in source] == [], script
-    targets = re.findall(r"^    make (\w+)", TEXT, re.M)
+    targets = re.findall(r"^    make ([\w-]+)", TEXT, re.M)
     makefile = (ROOT / "Makefile").read_text()
-    assert targets == ["demo", "test"] and all(f"\n{target}:" in makefile for target in targets)
+    assert targets == ["demo", "demo-audio", "test"] and all(f"\n{target}:" in makefile for target in targets)

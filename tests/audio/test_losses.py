@@ -28,12 +28,12 @@ def test_a_sine_of_amplitude_one_peaks_at_one_half():
     assert int(middle.argmax()) == 32 and float(middle.max()) == pytest.approx(0.5, abs=1e-3)
 
 
-@pytest.mark.parametrize("window", [64, 512])
-def test_the_distances_against_numpy(window):
+@pytest.mark.parametrize(("window", "floor"), [(64, 1e-5), (512, 1e-5), (512, 3e-3)])
+def test_the_distances_against_numpy(window, floor):
     """Frame by frame in float64, from the definition."""
     generator = torch.Generator().manual_seed(0)
     x, y = 0.1 * torch.randn(2, 2, 1, 2000, generator=generator)
-    found = spectral_losses(x, y, 8000, [window])
+    found = spectral_losses(x, y, 8000, [window], floor=floor)
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window)
     bank = mel_bank(8000, window).double().numpy()
     mel, stft = [], []
@@ -43,10 +43,10 @@ def test_the_distances_against_numpy(window):
             padded = np.pad(sound, window // 2)
             starts = range(0, len(sound) + 1, window // 4)
             spectra.append(np.array([np.abs(np.fft.rfft(hann * padded[a : a + window])) for a in starts]) / hann.sum())
-        mels = [np.log10(np.maximum(s @ bank.T, 1e-5)) for s in spectra]
+        mels = [np.log10(np.maximum(s @ bank.T, floor)) for s in spectra]
         mel.append(np.abs(mels[0] - mels[1]).mean())
         ratio = np.linalg.norm(spectra[0] - spectra[1]) / np.linalg.norm(spectra[1])
-        logs = [np.log(np.maximum(s, 1e-5)) for s in spectra]
+        logs = [np.log(np.maximum(s, floor)) for s in spectra]
         stft.append(ratio + np.abs(logs[0] - logs[1]).mean())
     assert float(found["mel_loss"]) == pytest.approx(np.mean(mel), rel=1e-4)
     assert float(found["stft_loss"]) == pytest.approx(np.mean(stft), rel=1e-4)
@@ -67,6 +67,12 @@ def test_equal_sound_has_no_distance_and_windows_are_averaged():
     parts = [spectral_losses(0 * sound, sound, 8000, [w])["mel_loss"] for w in (64, 256)]
     both = spectral_losses(0 * sound, sound, 8000, [64, 256], ["mel"])
     assert set(both) == {"mel_loss"} and both["mel_loss"] == pytest.approx(float(sum(parts)) / 2)
+
+
+def test_below_the_floor_nothing_is_heard():
+    sound, whisper = tone(700)[None, None], 1e-3 * tone(2000)[None, None]
+    losses = [spectral_losses(sound + whisper, sound, 8000, [256], ["mel"], floor)["mel_loss"] for floor in (1e-5, 1e-2)]
+    assert losses[0] > 0.05 and losses[1] < 1e-3
 
 
 @pytest.mark.parametrize("samples", [1, 100, 4000])

@@ -21,6 +21,7 @@ FIELDS |= {
     "mel_weight",
     "stft_weight",
     "loss_windows",
+    "loss_floor",
 }
 
 

@@ -1,15 +1,17 @@
 """The judge: right on real joins it has never heard, disturbed ones too, and wrong where words are wrong."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vqtok.audio.phrases import SpokenNumbers, join_words
+from vqtok.audio.phrases import SpokenNumbers, join_words, phrase_split
 from vqtok.audio.resampling import resample
 from vqtok.audio.words import recordings_of
-from vqtok.evaluation.word_judge import WordJudge, word_edits
+from vqtok.evaluation.word_judge import WordJudge, align_words, judge_speech, scores_by_word, word_edits, word_scores
 
 pytest.importorskip("soundfile")
 RATE = 16_000
@@ -138,6 +140,52 @@ def test_edits_by_hand(wanted, heard, edits):
     assert sum(word_edits(wanted.split(), heard.split())) == sum(edits)
     if wanted != "a b" or heard != "b a":  # of which two cheapest ways there are more
         assert word_edits(wanted.split(), heard.split()) == edits
+
+
+@given(st.lists(st.sampled_from("abc"), max_size=5), st.lists(st.sampled_from("abc"), max_size=5))
+def test_words_beside_each_other_are_both_texts_in_their_order(one, other):
+    pairs = align_words(one, other)
+    assert [word for word, _ in pairs if word] == one and [word for _, word in pairs if word] == other
+    assert ("", "") not in pairs and sum(a != b for a, b in pairs) == sum(word_edits(one, other))
+
+
+def test_scores_of_words_by_hand():
+    texts, heard = ["Two four", "two six two"], [["two", "fourth"], ["two", "two", "one"]]
+    assert scores_by_word(texts, heard) == {"four": (0, 1), "six": (0, 1), "two": (3, 3)}
+    scores = word_scores(texts, heard)
+    assert (scores["num_substitutions"], scores["num_deletions"], scores["num_insertions"]) == (1, 1, 1)
+    assert scores["word_accuracy"] == pytest.approx(0.4) and scores["words_recognised"] == pytest.approx(0.6)
+
+
+class Copier:
+    """A tokenizer that keeps everything, and a pipeline that says all words but those of the third phrase."""
+
+    processor = SimpleNamespace(sampling_rate=RATE)
+
+    def reconstruct(self, sounds, sampling_rate):
+        assert sampling_rate == RATE
+        return [sound.copy() for sound in sounds]
+
+    def __call__(self, texts, seed):
+        self.texts, self.seed = texts, seed
+        sounds = [join_words(text.split(), key=9)[0] for text in texts]
+        return [np.zeros(RATE, np.float32) if index == 2 else sound for index, sound in enumerate(sounds)]
+
+
+def test_what_is_spoken_is_judged_beside_the_originals():
+    copier = Copier()
+    judged = judge_speech(copier, copier, 5, seed=4)
+    texts = judged["texts"]
+    assert copier.texts == texts and copier.seed == 4 and len(set(texts)) == 5
+    assert all(phrase_split(text) == "test" for text in texts)
+    assert [[word for word, _, _ in words] for words in judged["words"]] == [text.split() for text in texts]
+    for kind in ("real", "reconstructed"):
+        assert judged[kind]["scores"]["word_accuracy"] == 1 and judged[kind]["heard"] == [t.split() for t in texts]
+    spoken = judged["spoken"]
+    missed = len(texts[2].split())
+    assert spoken["heard"][2] == [] and spoken["scores"]["num_deletions"] == missed
+    assert sum(asked - right for right, asked in spoken["by_word"].values()) == missed
+    assert judged["seconds_per_second"] > 1 and len(spoken["sounds"]) == 5
 
 
 @given(st.lists(st.sampled_from("abc"), max_size=6), st.lists(st.sampled_from("abc"), max_size=6))

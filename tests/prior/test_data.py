@@ -62,6 +62,17 @@ def test_groups_hold_samples_of_one_grid(tmp_path):
     assert sorted(group.tolist() for group in data.groups()) == [[0, 2], [1, 4], [3]]
 
 
+def test_where_batches_may_mix_sizes_those_of_like_size_are_together(tmp_path):
+    write(tmp_path)
+    data = CodeDataset(tmp_path)
+    areas = data.sizes.prod(axis=1)
+    for least, number in ((1, 5), (2, 2), (3, 1), (100, 1)):
+        groups = data.groups(by_grid=False, least=least)
+        assert len(groups) == number and sorted(np.concatenate(groups)) == list(range(5))
+        assert all(len(group) >= min(least, 5) for group in groups)
+        assert all(areas[a].max() <= areas[b].min() for a, b in zip(groups, groups[1:], strict=False))
+
+
 def test_integers_are_small_in_the_files(tmp_path):
     write(tmp_path)
     schema = parquet.read_schema(tmp_path / "codes-00000.parquet")

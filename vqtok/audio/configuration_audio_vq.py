@@ -44,6 +44,7 @@ class AudioVQConfig(VQConfig):
         mel_weight: of the distance of log-mel spectrograms (see `vqtok.audio.losses`).
         stft_weight: of the spectral convergence and log-magnitude distance.
         loss_windows: samples of the windows of these spectrograms.
+        loss_floor: amplitudes in them that count as silence; a higher one spends nothing on what nobody hears, and learns faster.
 
     Example:
         >>> layer = {"type": "vector", "codebook_size": 1024}
@@ -78,6 +79,7 @@ class AudioVQConfig(VQConfig):
     mel_weight: float | int = 1.0
     stft_weight: float | int = 0.0
     loss_windows: list[int] | tuple[int, ...] = (2048, 1024, 512, 256, 128, 64)
+    loss_floor: float = 1e-5
 
     def check_ranges(self) -> None:
         """Refuse values that no model can be built from, before anything is allocated."""
@@ -120,6 +122,7 @@ class AudioVQConfig(VQConfig):
             require(0 <= getattr(self, name) < math.inf, self, name, "at least 0")
         fits = 1 <= len(self.loss_windows) <= 12 and all(32 <= w <= 16_384 and w % 4 == 0 for w in self.loss_windows)
         require(fits, self, "loss_windows", "1 to 12 numbers of samples from 32 to 16384, multiples of 4")
+        require(0 < self.loss_floor <= 0.1, self, "loss_floor", "above 0, at most 0.1")
 
     @property
     def quantizers(self) -> list[QuantizerConfig]:

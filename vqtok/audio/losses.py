@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-_FLOOR = 1e-5  # amplitudes below count as silence
+FLOOR = 1e-5  # amplitudes below count as silence, unless said otherwise
 
 
 def spectral_losses(
@@ -19,10 +19,11 @@ def spectral_losses(
     sampling_rate: int,
     windows: Sequence[int],
     wanted: Sequence[str] = ("mel", "stft"),
+    floor: float = FLOOR,
 ) -> dict[str, Tensor]:
     """Distances of spectrograms, each the mean over windows (Hann, a hop of a quarter), by name and 0-dim fp32.
 
-    - `mel_loss`: mean |log10 m - log10 m'| of mel amplitudes, floored at 1e-5; round(window / 6.4) bands, at most 160, fewer where
+    - `mel_loss`: mean |log10 m - log10 m'| of mel amplitudes, floored; round(window / 6.4) bands, at most 160, fewer where
       a band would hold no bin (DAC, Kumar et al. 2023, section 3.5, which adds up its windows instead).
     - `stft_loss`: |S - S'|_F / |S|_F of each clip plus mean |ln S - ln S'| (Yamamoto et al. 2020, eq. 4 to 6).
 
@@ -31,6 +32,7 @@ def spectral_losses(
         sampling_rate: in Hz.
         windows: samples of each window.
         wanted: which of "mel" and "stft".
+        floor: amplitudes below count as silence (a sine of amplitude 1 has 1 / 2).
 
     Example:
         >>> sorted(spectral_losses(torch.zeros(1, 1, 800), torch.ones(1, 1, 800), 16_000, [256]))
@@ -42,13 +44,13 @@ def spectral_losses(
             x, y = amplitudes(reconstruction.float(), window), amplitudes(sound.float(), window)
             if "mel" in terms:
                 bank = mel_bank(sampling_rate, window).to(x.device)
-                logs = [(bank @ each).clamp_min(_FLOOR).log10() for each in (x, y)]
+                logs = [(bank @ each).clamp_min(floor).log10() for each in (x, y)]
                 terms["mel"].append(functional.l1_loss(*logs))
             if "stft" in terms:
                 norms = [each.square().sum((1, 2)).clamp_min(1e-12).sqrt() for each in (x - y, y)]
-                logs = [each.clamp_min(_FLOOR).log() for each in (x, y)]
+                logs = [each.clamp_min(floor).log() for each in (x, y)]
                 # Of silence the ratio means nothing: below the floor it is the plain distance.
-                ratio = norms[0] / norms[1].clamp_min(_FLOOR * y[0].numel() ** 0.5)
+                ratio = norms[0] / norms[1].clamp_min(floor * y[0].numel() ** 0.5)
                 terms["stft"].append(ratio.mean() + functional.l1_loss(*logs))
     return {f"{name}_loss": torch.stack(values).mean() for name, values in terms.items()}
 

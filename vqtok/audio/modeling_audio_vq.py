@@ -302,7 +302,7 @@ class AudioVQModel(VQPreTrainedModel):
         config = self.config
         own, other = reconstruction.float(), media.float()
         wanted = [name for name in ("mel", "stft") if getattr(config, f"{name}_weight")]
-        spectral = spectral_losses(own, other, config.sampling_rate, config.loss_windows, wanted)
+        spectral = spectral_losses(own, other, config.sampling_rate, config.loss_windows, wanted, config.loss_floor)
         return {"reconstruction_loss": (own - other).abs().mean(), **spectral}
 
     @torch.no_grad()

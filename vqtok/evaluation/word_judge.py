@@ -7,11 +7,13 @@ it says of real joins of the same words. It knows this one voice and no other wo
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from vqtok.audio.phrases import SpokenNumbers
 from vqtok.audio.resampling import resample
 from vqtok.audio.words import SAMPLING_RATE, recordings
 
@@ -117,23 +119,9 @@ class WordJudge:
         """
         if len(audio) != len(texts):
             raise ValueError(f"{len(audio)} sounds and {len(texts)} texts: give one text per sound")
-        wanted = [text.lower().split() for text in texts]
-        if not any(wanted):
+        if not any(text.split() for text in texts):
             raise ValueError("there is nothing to judge: give at least one sound and a text with words")
-        heard = self.read(audio, sampling_rate)
-        edits = np.array([word_edits(*pair) for pair in zip(wanted, heard, strict=True)])
-        substitutions, deletions, insertions = (int(total) for total in edits.sum(axis=0))
-        num_words = sum(map(len, wanted))
-        return {
-            "word_accuracy": 1 - (substitutions + deletions + insertions) / num_words,
-            "words_recognised": 1 - (substitutions + deletions) / num_words,
-            "phrase_accuracy": float((edits.sum(axis=1) == 0).mean()),
-            "num_words": num_words,
-            "num_phrases": len(texts),
-            "num_substitutions": substitutions,
-            "num_deletions": deletions,
-            "num_insertions": insertions,
-        }
+        return word_scores(texts, self.read(audio, sampling_rate))
 
     def _read(self, sound: np.ndarray) -> list[str]:
         templates, penalties = self._templates, self._penalties
@@ -165,27 +153,113 @@ class WordJudge:
         return [word for word in reversed(words) if word]
 
 
+def word_scores(texts: Sequence[str], heard: Sequence[Sequence[str]]) -> dict[str, float | int]:
+    """Return what `WordJudge.judge` does, of words that were heard already.
+
+    Example:
+        >>> word_scores(["two four six"], [["two", "six", "six"]])["word_accuracy"]
+        0.6666666666666667
+    """
+    wanted = [text.lower().split() for text in texts]
+    edits = np.array([word_edits(*pair) for pair in zip(wanted, heard, strict=True)])
+    substitutions, deletions, insertions = (int(total) for total in edits.sum(axis=0))
+    num_words = sum(map(len, wanted))
+    return {
+        "word_accuracy": 1 - (substitutions + deletions + insertions) / num_words,
+        "words_recognised": 1 - (substitutions + deletions) / num_words,
+        "phrase_accuracy": float((edits.sum(axis=1) == 0).mean()),
+        "num_words": num_words,
+        "num_phrases": len(texts),
+        "num_substitutions": substitutions,
+        "num_deletions": deletions,
+        "num_insertions": insertions,
+    }
+
+
+def scores_by_word(texts: Sequence[str], heard: Sequence[Sequence[str]]) -> dict[str, tuple[int, int]]:
+    """Return word -> how often it was recognised and how often it was asked for, in the order of the alphabet.
+
+    Example:
+        >>> scores_by_word(["two four", "two six"], [["two", "four"], ["four", "six"]])
+        {'four': (1, 1), 'six': (1, 1), 'two': (1, 2)}
+    """
+    count: dict[str, tuple[int, int]] = {}
+    for text, words in zip(texts, heard, strict=True):
+        for word, other in align_words(text.lower().split(), words):
+            if word:
+                right, asked = count.get(word, (0, 0))
+                count[word] = right + (word == other), asked + 1
+    return dict(sorted(count.items()))
+
+
 def word_edits(wanted: Sequence[str], heard: Sequence[str]) -> tuple[int, int, int]:
-    """Return the substitutions, deletions and insertions of the cheapest edits from one to the other (Levenshtein).
+    """Return the substitutions, deletions and insertions of the cheapest edits from one to the other.
 
     Example:
         >>> word_edits("two four six".split(), "two fourth six six".split())
         (1, 0, 1)
     """
-    # row[j] = (cost, substitutions, deletions, insertions) from the words seen so far to the first j heard.
-    row = [(j, 0, 0, j) for j in range(len(heard) + 1)]
+    pairs = align_words(wanted, heard)
+    deletions, insertions = sum(not other for _, other in pairs), sum(not word for word, _ in pairs)
+    return sum(word != other for word, other in pairs) - deletions - insertions, deletions, insertions
+
+
+def align_words(wanted: Sequence[str], heard: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the words of both beside each other, "" where one has none, by the cheapest edits (Levenshtein).
+
+    Example:
+        >>> align_words("two four six".split(), "two six six six".split())
+        [('two', 'two'), ('four', 'six'), ('six', 'six'), ('', 'six')]
+    """
+    # row[j] = (cost, substitutions, deletions, insertions, pairs) from the words seen so far to the first j heard.
+    row: list[Any] = [(j, 0, 0, j, tuple(("", word) for word in heard[:j])) for j in range(len(heard) + 1)]
     for i, word in enumerate(wanted, start=1):
-        above, row = row, [(i, 0, i, 0)]
+        above, row = row, [(i, 0, i, 0, tuple((each, "") for each in wanted[:i]))]
         for j, other in enumerate(heard, start=1):
             wrong = int(word != other)
-            cost, s, d, n = above[j - 1]
-            options = [(cost + wrong, s + wrong, d, n)]
-            cost, s, d, n = above[j]
-            options.append((cost + 1, s, d + 1, n))
-            cost, s, d, n = row[j - 1]
-            options.append((cost + 1, s, d, n + 1))
+            cost, s, d, n, pairs = above[j - 1]
+            options = [(cost + wrong, s + wrong, d, n, (*pairs, (word, other)))]
+            cost, s, d, n, pairs = above[j]
+            options.append((cost + 1, s, d + 1, n, (*pairs, (word, ""))))
+            cost, s, d, n, pairs = row[j - 1]
+            options.append((cost + 1, s, d, n + 1, (*pairs, ("", other))))
             row.append(min(options))
-    return row[-1][1:]
+    return list(row[-1][-1])
+
+
+def judge_speech(pipeline: Any, tokenizer: Any, number: int, seed: int = 1) -> dict[str, Any]:
+    """Let phrases of the test split be spoken, and judge them beside the real joins and what the codec makes of these.
+
+    Args:
+        pipeline: a `VQPipeline` that was trained on `SpokenNumbers`.
+        tokenizer: its `VQTokenizer`.
+        number: different phrases.
+        seed: of the joins, and of the samples that are drawn.
+
+    Returns:
+        `texts`; `words`, where those of the real joins lie; `seconds_per_second`, how much sound is spoken in a second; and for `real`, `reconstructed` and `spoken` a dict of
+        `sounds`, the words `heard`, `scores` and `by_word` (see `word_scores` and `scores_by_word`).
+    """
+    rate = tokenizer.processor.sampling_rate
+    phrases = SpokenNumbers("test", 20 * number, seed, rate)
+    items: dict[str, dict[str, Any]] = {}
+    for index in range(len(phrases)):  # some short phrases come several times
+        item = phrases[index]
+        items.setdefault(item["text"], item)
+        if len(items) == number:
+            break
+    texts, real = list(items), [item["audio"][0] for item in items.values()]
+    start = time.monotonic()
+    spoken = pipeline(texts, seed=seed)
+    seconds = time.monotonic() - start
+    made = {"real": real, "reconstructed": tokenizer.reconstruct(real, sampling_rate=rate), "spoken": spoken}
+    judge, out = WordJudge(), {"texts": texts, "words": [item["words"] for item in items.values()]}
+    out["seconds_per_second"] = sum(map(len, spoken)) / rate / seconds
+    for name, sounds in made.items():
+        heard = judge.read(sounds, rate)
+        scores, by_word = word_scores(texts, heard), scores_by_word(texts, heard)
+        out[name] = {"sounds": sounds, "heard": heard, "scores": scores, "by_word": by_word}
+    return out
 
 
 def _mono(sound: Any, sampling_rate: int) -> np.ndarray:

@@ -142,10 +142,16 @@ class CodeDataset(Dataset):
                     )
         self.columns[CONDITION] = conditions
 
-    def groups(self, by_grid: bool = True) -> list[np.ndarray]:
-        """Sample numbers grouped by grid, because the samples of a batch must share one; with `by_grid` false, one group."""
+    def groups(self, by_grid: bool = True, least: int = 1) -> list[np.ndarray]:
+        """Sample numbers grouped by grid, because the samples of a batch must share one.
+
+        Args:
+            by_grid: false where a batch may mix sizes. Samples of like size are then grouped, so that little of a batch is padding.
+            least: samples that such a group has at least; there are at most eight.
+        """
         if not by_grid:
-            return [np.arange(len(self))]
+            order = np.argsort(self.sizes.prod(axis=1), kind="stable")
+            return np.array_split(order, min(8, max(1, len(order) // least)))
         padded = np.array([self.layout.padded(size) for size in self.sizes.tolist()])
         _, inverse = np.unique(padded, axis=0, return_inverse=True)
         return [np.flatnonzero(inverse.reshape(-1) == value) for value in range(inverse.max() + 1)]
