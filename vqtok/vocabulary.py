@@ -186,8 +186,9 @@ class CodeVocabulary:
         known = {"layout", "text_size", "max_grid", "multiple"}
         if not isinstance(value, Mapping) or set(value) - {"specials"} != known:
             raise ValueError(f"a code vocabulary is a dict with the keys {sorted(known)}, got {value!r}")
-        sizes = (value[name] for name in ("text_size", "max_grid", "multiple"))
-        return cls(CodeLayout.from_dict(value["layout"]), *sizes, tuple(value.get("specials", SPECIAL_TOKENS)))
+        sizes = {name: value[name] for name in ("text_size", "max_grid", "multiple")}
+        specials = tuple(value.get("specials", SPECIAL_TOKENS))
+        return cls(CodeLayout.from_dict(value["layout"]), **sizes, specials=specials)
 
     def _stream(self, level: int, codebook: int) -> Stream:
         for stream in self.streams:

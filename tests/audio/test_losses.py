@@ -71,7 +71,9 @@ def test_equal_sound_has_no_distance_and_windows_are_averaged():
 
 def test_below_the_floor_nothing_is_heard():
     sound, whisper = tone(700)[None, None], 1e-3 * tone(2000)[None, None]
-    losses = [spectral_losses(sound + whisper, sound, 8000, [256], ["mel"], floor)["mel_loss"] for floor in (1e-5, 1e-2)]
+    losses = [
+        spectral_losses(sound + whisper, sound, 8000, [256], ["mel"], floor)["mel_loss"] for floor in (1e-5, 1e-2)
+    ]
     assert losses[0] > 0.05 and losses[1] < 1e-3
 
 

@@ -237,8 +237,9 @@ def judge_speech(pipeline: Any, tokenizer: Any, number: int, seed: int = 1) -> d
         seed: of the joins, and of the samples that are drawn.
 
     Returns:
-        `texts`; `words`, where those of the real joins lie; `seconds_per_second`, how much sound is spoken in a second; and for `real`, `reconstructed` and `spoken` a dict of
-        `sounds`, the words `heard`, `scores` and `by_word` (see `word_scores` and `scores_by_word`).
+        `texts`; `words`, where those of the real joins lie; `seconds_per_second`, how much sound is spoken in a second; and
+        for `real`, `reconstructed` and `spoken` a dict of `sounds`, the words `heard`, `scores` and `by_word` (see
+        `word_scores` and `scores_by_word`).
     """
     rate = tokenizer.processor.sampling_rate
     phrases = SpokenNumbers("test", 20 * number, seed, rate)
