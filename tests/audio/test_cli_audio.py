@@ -132,7 +132,7 @@ def test_what_cannot_be_done_is_one_line(refuse, folders, tmp_path):
     )
     assert "is a folder" in refuse("encode", tmp_path, new, "-t", sounds)
     assert "there is no file" in refuse("encode", tmp_path / "none.wav", new, "-t", sounds)
-    assert "named like a picture or a sound" in refuse("encode", voice, tmp_path / "b.flac", "-t", sounds)
+    assert "named like a picture, a sound or a text" in refuse("encode", voice, tmp_path / "b.flac", "-t", sounds)
     assert "a file of codes already" in refuse("encode", tmp_path / "a.vq", new, "-t", sounds)
     assert "--mix is for sound" in refuse("encode", tmp_path / "a.png", new, "-t", pictures, "--mix")
     assert "a.wav is a sound, not a file of codes" in refuse("decode", voice, tmp_path / "b.wav", "-t", sounds)

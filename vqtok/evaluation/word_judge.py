@@ -209,7 +209,7 @@ def align_words(wanted: Sequence[str], heard: Sequence[str]) -> list[tuple[str, 
 
     Example:
         >>> align_words("two four six".split(), "two six six six".split())
-        [('two', 'two'), ('four', 'six'), ('six', 'six'), ('', 'six')]
+        [('two', 'two'), ('', 'six'), ('four', 'six'), ('six', 'six')]
     """
     # row[j] = (cost, substitutions, deletions, insertions, pairs) from the words seen so far to the first j heard.
     row: list[Any] = [(j, 0, 0, j, tuple(("", word) for word in heard[:j])) for j in range(len(heard) + 1)]
