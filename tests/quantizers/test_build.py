@@ -310,8 +310,8 @@ def test_a_hierarchy_of_levels_or_of_one_grid():
     two = build_hierarchy(configs(vector, fsq), dim=4, ndim=2)
     assert isinstance(two, HierarchicalQuantizer)
     assert [config.type for config in two.level_configs] == ["vector", "fsq"]
-    alone = build_hierarchy(configs({"type": "multi_scale", "scales": [1, 2], "layer": vector}), dim=4, ndim=1)
-    assert isinstance(alone, Hierarchy) and alone.ndim == 1 and len(alone.level_configs) == 2
+    alone = build_hierarchy(configs({"type": "multi_scale", "scales": [1, 2], "layer": vector}), dim=4, ndim=2)
+    assert isinstance(alone, Hierarchy) and alone.ndim == 2 and len(alone.level_configs) == 2
     rates = build_hierarchy(configs({"type": "multi_rate", "layer": vector}), dim=4, ndim=1)
     assert len(rates(torch.randn(2, 8, 4))) == 3
 
@@ -322,6 +322,7 @@ def test_a_hierarchy_of_levels_or_of_one_grid():
         ([{"type": "multi_scale"}, {"type": "vector"}], 2, "multi_scale.*not 2"),
         ([{"type": "vector"}, {"type": "multi_rate"}], 1, "multi_rate.*not 2"),
         ([{"type": "multi_rate"}], 2, "multi_rate.*multi_scale"),
+        ([{"type": "multi_scale"}], 1, "multi_scale.*multi_rate"),
         ([{"type": "vector"}, {"type": "product", "num_codebooks": 3}], 2, "num_codebooks.*8.*3"),
     ],
 )

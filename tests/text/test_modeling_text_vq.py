@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.common import TokenizerTests
-from vqtok.text import TextVQConfig, TextVQModel
+from vqtok.text import TextVQConfig, TextVQModel, modeling_text_vq
 
 TINY = {"downsampling_ratios": [2, 2], "strides": [4], "embedding_size": 6, "hidden_sizes": [8, 12], "latent_size": 6}
 TINY |= {"kernel_size": 3, "num_blocks": 1, "decoder_num_blocks": 1}
@@ -125,6 +125,22 @@ def test_chunks_have_the_codes_and_the_text_of_the_whole(kind):
     assert model.decode_long(whole).equal(model.decode(whole).reconstruction.argmax(-1))
 
 
+def test_all_logits_of_a_batch_never_exist_together(monkeypatch):
+    """Of a vocabulary of tokens they would fill the memory."""
+    model = TestResidual().make_model()
+    codes = model.encode(TestResidual().make_media(5, (32,))).codes
+    whole = model.decode(codes).reconstruction.argmax(-1)
+    decode, seen, around = model.decode, [], 2 * (model.decoder.context[0] + model.layout.stride)
+    monkeypatch.setattr(
+        model, "decode", lambda part: (seen.append((len(part[0]), part[0].shape[2] * 4)), decode(part))[1]
+    )
+    for most, shapes in ((64, {(2, 32), (1, 32)}), (8, None)):
+        seen.clear()
+        monkeypatch.setattr(modeling_text_vq, "MOST_LOGITS", most * model.config.vocab_size)
+        assert model.decode_long(codes).equal(whole)
+        assert set(seen) == shapes if shapes else all(rows == 1 and units <= most + around for rows, units in seen)
+
+
 def test_a_step_sees_no_further_than_the_context(kind):
     """Units beyond it change nothing, so chunks are computed with enough around them."""
     model, case = kind
@@ -151,6 +167,9 @@ def test_a_young_model_decodes_its_latents():
         out = model(ids)
         mixed = start.mix(out.latents, out.quantized)
         skipped = [bool(a.equal(b)) for a, b in zip(mixed[0], out.latents[0], strict=True)]
+        model.quantizer.freeze()
+        assert start.current_share == 0, "a decoder that learns alone learns from codes"
+        model.quantizer.freeze(False)
         assert all(skipped) if shares[-1] == 1 else not any(skipped) if shares[-1] == 0 else True
         model.update_codebooks()
     assert shares == [1, 0.75, 0.5, 0.25, 0] and int(start.updates) == 5
@@ -181,6 +200,8 @@ def test_ids_of_another_kind_are_refused(ids, named):
         ({"latent_bound": "tan"}, "latent_bound must be"),
         ({"vocab_size": 1}, "vocab_size must be"),
         ({"hidden_sizes": [8]}, "hidden_sizes must be 2 numbers"),
+        ({"downsampling_ratios": [64] * 3, "strides": [64**3], "hidden_sizes": [8] * 3}, "strides of at most 65536"),
+        ({"quantizer": {"type": "multi_scale"}}, "'multi_scale' is for pictures: of sequences use 'multi_rate'"),
         ({"continuous_share": 2}, "continuous_share must be a probability"),
         ({"continuous_steps": 9, "quantizer": {"type": "multi_rate", "strides": [2, 1]}}, "continuous_steps must be 0"),
     ],

@@ -89,6 +89,10 @@ def check_hierarchy(configs: Sequence[QuantizerConfig], dim: int, ndim: int) -> 
             )
         if config.type == "multi_rate" and ndim != 1:
             raise ValueError("quantizer type 'multi_rate' is for sequences: of pictures use 'multi_scale'")
+        if (
+            config.type == "multi_scale" and ndim == 1
+        ):  # it resizes the whole grid, padding and neighbours in a chunk's place too
+            raise ValueError("quantizer type 'multi_scale' is for pictures: of sequences use 'multi_rate'")
         if isinstance(config, ProductConfig):
             config.check_width(dim)
 

@@ -30,7 +30,9 @@ class ContinuousStart(Accumulator):
 
     @property
     def current_share(self) -> float:
-        """The share of samples that skip the quantizer now."""
+        """The share of samples that skip the quantizer now; none when frozen, as then the decoder alone learns, from codes."""
+        if self.frozen:
+            return 0.0
         done = min(1.0, int(self.updates) / self.steps) if self.steps else 1.0
         return 1.0 + (self.share - 1.0) * done
 

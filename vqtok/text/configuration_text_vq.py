@@ -13,6 +13,8 @@ from vqtok.codes import CodeLayout
 from vqtok.configuration import VQConfig, require
 from vqtok.quantizers import QuantizerConfig, check_hierarchy, quantizer_config
 
+MAX_STRIDE = 1 << 16  # units; a text of one byte is padded to it
+
 
 @strict
 class TextVQConfig(VQConfig):
@@ -86,7 +88,10 @@ class TextVQConfig(VQConfig):
         wanted = f"one dict, or {len(self.strides)} of them, one per stride"
         require(given == len(self.strides), self, "quantizer", wanted)
         check_hierarchy(self.quantizers, self.latent_size, ndim=1)
-        self.layout  # noqa: B018 (it refuses what does not nest)
+        wanted = f"ratios that give strides of at most {MAX_STRIDE}"
+        require(
+            self.layout.stride <= MAX_STRIDE, self, "downsampling_ratios", wanted
+        )  # the layout refuses what does not nest
         require(1 <= self.kernel_size <= 99 and self.kernel_size % 2 == 1, self, "kernel_size", "odd, from 1 to 99")
         for name in ("num_blocks", "decoder_num_blocks"):
             require(1 <= getattr(self, name) <= 64, self, name, "from 1 to 64")

@@ -25,6 +25,8 @@ from vqtok.quantizers import ContinuousStart, build_hierarchy
 
 from .configuration_text_vq import TextVQConfig
 
+MOST_LOGITS = 1 << 26  # numbers that decoding makes at once, beside what a chunk sees around it
+
 
 class Features(NamedTuple):
     """What the encoder knows of a batch.
@@ -305,10 +307,15 @@ class TextVQModel(VQPreTrainedModel):
 
     @torch.no_grad()
     def decode_long(self, codes: Sequence[Tensor]) -> Tensor:
-        """The likeliest ids `(B, T)` of the logits of `decode`, chunk by chunk: of a long text the logits would fill the memory."""
+        """The likeliest ids `(B, T)` of the logits of `decode`, some rows and chunks at a time: all logits would fill the memory."""
         self._check_codes(codes)
+        batch, _, steps = codes[0].shape
+        units = max(1, MOST_LOGITS // self.config.vocab_size)
+        rows = max(1, units // (steps * self.layout.stride))
         write = lambda part: self.decode(part).reconstruction.argmax(-1)  # noqa: E731
-        return torch.cat(list(decode_chunks(self, codes, decode=write)), 1)
+        some = ([level[first : first + rows] for level in codes] for first in range(0, max(1, batch), rows))
+        written = (decode_chunks(self, part, min(units, self.chunk_units), write) for part in some)
+        return torch.cat([torch.cat(list(chunks), 1) for chunks in written])
 
     def _padded(self, sizes: Tensor, like: Tensor) -> Tensor:
         """The units of each text with the padding it has alone."""
