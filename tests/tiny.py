@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoImageProcessor, PreTrainedTokenizerFast
 
 from vqtok.audio import AudioVQConfig, AudioVQFeatureExtractor, AudioVQModel
 from vqtok.auto import VQTokenizer
@@ -102,3 +103,11 @@ def make_text_tokenizer(seed=0, **changes):
     model = TextVQModel(TextVQConfig(**{**TEXT_CONFIG, **changes})).eval()
     model.init_codebooks([torch.randint(0, 256, (8, 64))])
     return VQTokenizer(model, TextVQProcessor(model.layout.stride))
+
+
+def words():
+    """A text tokenizer of three words, which drops white space."""
+    vocabulary = {"[UNK]": 0, "the": 1, "cat": 2, "sat": 3}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)

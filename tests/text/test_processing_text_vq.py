@@ -7,9 +7,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
+from tests.tiny import words
 from vqtok.text import TextVQProcessor
 from vqtok.text.processing_text_vq import bytes_to_text
 
@@ -73,13 +74,6 @@ def test_a_batch_is_padded_to_its_longest():
     assert batch["input_ids"].dtype == torch.int64 and (batch["input_ids"][0, 3:] == 256).all()
 
 
-def words():
-    vocabulary = {"[UNK]": 0, "the": 1, "cat": 2, "sat": 3}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
-
-
 def test_the_ids_of_any_fast_tokenizer(tmp_path):
     processor = TextVQProcessor.from_tokenizer(words(), stride=4)
     ids, size = processor.prepare("the cat sat the cat")
@@ -93,11 +87,26 @@ def test_the_ids_of_any_fast_tokenizer(tmp_path):
         TextVQProcessor.from_tokenizer(object(), 4)
 
 
+def test_ids_may_have_holes():
+    """The padding stands behind the largest id, not behind as many as there are."""
+    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, "cat": 7}, unk_token="[UNK]"))
+    processor = TextVQProcessor.from_tokenizer(PreTrainedTokenizerFast(tokenizer_object=tokenizer), stride=4)
+    assert processor.vocab_size == 8 and processor.prepare("cat")[0].tolist() == [7, 8, 8, 8]
+    assert processor.unit == "token" and PROCESSOR.unit == "byte"
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int64])
+def test_ids_of_any_integers(dtype):
+    assert PROCESSOR.prepare(np.array([97, 255], dtype))[0][:3].tolist() == [97, 255, 256]
+
+
 def test_fields_are_checked(tmp_path):
     with pytest.raises(ValueError, match="no field 'strid'. Did you mean 'stride'"):
         TextVQProcessor(strid=8)
     with pytest.raises(ValueError, match="stride must be a positive integer"):
         TextVQProcessor(stride=0)
+    with pytest.raises(ValueError, match="stride must be at most 65536"):
+        TextVQProcessor(stride=1 << 40)
     with pytest.raises(ValueError, match="vocab_size is 300, but bytes have 256"):
         TextVQProcessor(vocab_size=300)
     with pytest.raises(ValueError, match="is no tokenizer"):

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from tests.tiny import make_text_tokenizer
+from tests.tiny import make_text_tokenizer, words
 from vqtok.encoding import load_media
 from vqtok.text import TextVQProcessor
 from vqtok.text import prose as prose_module
 from vqtok.text.data import TextCropDataset, load_text
-from vqtok.text.prose import PythonProse
+from vqtok.text.prose import PythonProse, join_passages
 
 
 @pytest.fixture
@@ -76,6 +76,32 @@ def test_a_column_of_a_data_set():
         load_text(table, "all")
     with pytest.raises(ValueError, match="no texts in column 'stars'"):
         load_text(table, "all", text_column="stars")
+
+
+def test_tables_are_read_whatever_text_lies_beside_them(tmp_path):
+    """A data set of the Hub comes with a README.md."""
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_dict({"text": ["one row", "another"]}).to_parquet(tmp_path / "train.parquet")
+    for name in ("README.md", ".cache/note.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("about it", encoding="utf-8")
+        assert [item["text"] for item in load_text(tmp_path, "all")] == ["one row", "another"]
+        (tmp_path / name).unlink()
+
+
+def test_passages_are_cut_between_characters():
+    assert list(join_passages(["é世a"], 4)) == ["é", "世a"]
+    for wrong in (3, -1):
+        with pytest.raises(ValueError, match=f"passage_bytes must be 0 or at least 4, .* got {wrong}"):
+            list(join_passages(["é"], wrong))
+
+
+def test_a_tokenizer_that_drops_white_space_can_train():
+    processor = TextVQProcessor.from_tokenizer(words(), 4)
+    texts = [{"text": text} for text in ("the cat", " ", "sat")]
+    assert TextCropDataset(texts, processor, 4).ids.tolist() == [1, 2, 3]
+    with pytest.raises(ValueError, match="no tokens of these texts"):
+        TextCropDataset([{"text": " "}], processor, 4)
 
 
 def test_options_of_other_media_are_refused(few):

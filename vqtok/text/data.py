@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vqtok.sources.dataset import open_source, refuse_options
-from vqtok.sources.folder import hashed_test
+from vqtok.sources.folder import hashed_test, walk
 from vqtok.sources.tables import TextTable, open_text_table
 
 from .medium import TEXTS
@@ -146,12 +146,10 @@ class TextCropDataset(Dataset[Tensor]):
             raise ValueError(f"crops need num_units >= 1 and seed >= 0, got {num_units} and {seed}")
         self.num_units, self.seed, self.padding = num_units, seed, processor.vocab_size
         self.skipped: list[tuple[str, str]] = getattr(texts, "skipped", [])
-        parts = []
-        for i in range(len(texts)):
-            for text in (texts[i]["text"], "\n\n"):
-                ids, (size,) = processor.prepare(text)
-                parts.append(ids[:size])
-        self.ids = torch.cat(parts)
+        gap = processor.ids("\n\n")  # nothing, where a tokenizer drops white space
+        self.ids = torch.cat([part for i in range(len(texts)) for part in (processor.ids(texts[i]["text"]), gap)])
+        if not len(self.ids):
+            raise ValueError("the tokenizer makes no tokens of these texts: give texts that are more than white space")
 
     def __len__(self) -> int:
         return -(-len(self.ids) // self.num_units)
@@ -184,4 +182,6 @@ def _of_file(path: Path, split: str, passage_bytes: int) -> tuple[list[str], Non
 
 
 def _holds_texts(folder: Path) -> bool:
-    return folder.is_dir() and any(path.suffix.lower() in TEXTS.suffixes for path in folder.rglob("*"))
+    """Whether a folder is one of text files; what lies beside the tables of a data set, such as its README.md, is not."""
+    suffixes = {path.suffix.lower() for path in walk(folder)} if folder.is_dir() else set()
+    return bool(suffixes & TEXTS.suffixes) and not suffixes & {".parquet", ".arrow"}

@@ -14,6 +14,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers.feature_extraction_utils import BatchFeature, FeatureExtractionMixin
 
+from .configuration_text_vq import MAX_STRIDE
+
 # Keys that transformers writes into preprocessor_config.json beside the state.
 _SERVICE_KEYS = frozenset(("image_processor_type", "processor_class", "feature_extractor_type", "auto_map"))
 _FIELDS = ("stride", "vocab_size", "tokenizer_json")
@@ -28,7 +30,7 @@ class TextVQProcessor(FeatureExtractionMixin):
 
     Args:
         stride: the largest stride of the model's layout, in units.
-        vocab_size: of the model: 256 of bytes, or the number of entries of the tokenizer.
+        vocab_size: of the model: 256 of bytes, or one more than the largest id of the tokenizer.
         tokenizer_json: a fast tokenizer as JSON, as `from_tokenizer` takes it of any `AutoTokenizer`; None takes bytes.
 
     Raises:
@@ -60,7 +62,9 @@ class TextVQProcessor(FeatureExtractionMixin):
                 raise ValueError(f"TextVQProcessor.{name} must be a positive integer, got {value!r}")
         if not (tokenizer_json is None or isinstance(tokenizer_json, str)):
             raise ValueError(f"TextVQProcessor.tokenizer_json must be a string or null, got {tokenizer_json!r:.80}")
-        known = BYTES if tokenizer_json is None else _read_tokenizer(tokenizer_json).get_vocab_size()
+        if stride > MAX_STRIDE:  # the shortest text is padded to it
+            raise ValueError(f"TextVQProcessor.stride must be at most {MAX_STRIDE}, got {stride}")
+        known = BYTES if tokenizer_json is None else _num_ids(_read_tokenizer(tokenizer_json))
         if vocab_size != known:
             kind = "bytes have" if tokenizer_json is None else "the tokenizer has"
             raise ValueError(f"TextVQProcessor.vocab_size is {vocab_size}, but {kind} {known} ids: set it to that")
@@ -78,7 +82,12 @@ class TextVQProcessor(FeatureExtractionMixin):
             raise ValueError(
                 f"{type(tokenizer).__name__} is no fast tokenizer: load it with AutoTokenizer.from_pretrained(..., use_fast=True)"
             )
-        return cls(stride, backend.get_vocab_size(), backend.to_str())
+        return cls(stride, _num_ids(backend), backend.to_str())
+
+    @property
+    def unit(self) -> str:
+        """What sizes count: "byte" or "token"."""
+        return "byte" if self.tokenizer_json is None else "token"
 
     @property
     def code_fields(self) -> dict[str, Any]:
@@ -104,7 +113,7 @@ class TextVQProcessor(FeatureExtractionMixin):
         if isinstance(text, os.PathLike):
             text = read_text_file(text)
         if isinstance(text, str):
-            ids = self._ids(text)
+            ids = self.ids(text)
         elif isinstance(text, (np.ndarray, Tensor)):
             ids = self._checked(torch.as_tensor(text))
         else:
@@ -152,7 +161,12 @@ class TextVQProcessor(FeatureExtractionMixin):
         tokenizer = _read_tokenizer(self.tokenizer_json)
         return [tokenizer.decode(row.tolist(), skip_special_tokens=False) for row in rows]
 
-    def _ids(self, text: str) -> Tensor:
+    def ids(self, text: str) -> Tensor:
+        """The ids of a string, integers `(units,)`, without padding; none where a tokenizer drops all of it.
+
+        Raises:
+            ValueError: the text holds a lone surrogate.
+        """
         try:
             data = text.encode("utf-8")
         except UnicodeEncodeError as error:
@@ -168,6 +182,7 @@ class TextVQProcessor(FeatureExtractionMixin):
     def _checked(self, ids: Tensor) -> Tensor:
         if ids.ndim != 1 or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
             raise ValueError(f"ids must be integers (units,), got {ids.dtype} of shape {tuple(ids.shape)}")
+        ids = ids.long()  # torch compares no uint16
         if len(ids) and (int(ids.min()) < 0 or int(ids.max()) >= self.vocab_size):
             raise ValueError(f"ids must be below {self.vocab_size}, got {int(ids.min())} to {int(ids.max())}")
         return ids.detach().cpu().to(torch.int32)
@@ -203,6 +218,11 @@ def read_text_file(path: str | os.PathLike) -> str:
 
 
 _tokenizers: dict[str, Tokenizer] = {}  # of the last JSON that was read: parsing takes as long as encoding a book
+
+
+def _num_ids(tokenizer: Tokenizer) -> int:
+    """All ids lie below; there may be fewer entries, where some ids were left out."""
+    return max(tokenizer.get_vocab().values(), default=-1) + 1
 
 
 def _read_tokenizer(json: str) -> Tokenizer:

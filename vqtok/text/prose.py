@@ -79,6 +79,8 @@ def join_passages(paragraphs: Sequence[str], passage_bytes: int) -> Iterator[str
     if not passage_bytes:
         yield "\n\n".join(paragraphs)
         return
+    if passage_bytes < 4:
+        raise ValueError(f"passage_bytes must be 0 or at least 4, the bytes of a character, got {passage_bytes}")
     held: list[str] = []
     size = 0
     for paragraph in (piece for whole in paragraphs for piece in _pieces(whole, passage_bytes)):
@@ -108,9 +110,9 @@ def _cut(line: str, most: int) -> Iterator[str]:
     data = line.encode()
     while data:
         end = min(most, len(data))
-        while end < len(data) and data[end] & 0xC0 == 0x80 and end > 1:  # inside a character
+        while end < len(data) and data[end] & 0xC0 == 0x80:  # inside a character
             end -= 1
-        yield data[:end].decode("utf-8", "replace")
+        yield data[:end].decode()
         data = data[end:]
 
 
