@@ -70,6 +70,13 @@ def test_saved_and_loaded_it_is_the_same(tmp_path):
     (tmp_path / "sentence_codes.json").write_text('{"dim": 5, "num_levels": 3, "codebook_size": 8}')
     with pytest.raises(ValueError, match="do not fit together"):
         SentenceCodes.from_pretrained(tmp_path)
+    (tmp_path / "sentence_codes.json").write_text('{"dim": 4096, "num_levels": 1024, "codebook_size": 16777216}')
+    with pytest.raises(ValueError, match="do not fit together .* instead of"):  # before the tables are asked for
+        SentenceCodes.from_pretrained(tmp_path)
+    made.save_pretrained(tmp_path)
+    (tmp_path / "sentence_codes.safetensors").write_bytes(b"cut")
+    with pytest.raises(ValueError, match="do not fit together"):
+        SentenceCodes.from_pretrained(tmp_path)
 
 
 def test_pooled_vectors_belong_to_the_text():

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -101,11 +102,18 @@ class SentenceCodes(nn.Module):
             FileNotFoundError: a file is missing.
             ValueError: the files do not fit each other.
         """
-        settings = read_json(Path(folder, "sentence_codes.json"))
+        settings, path = read_json(Path(folder, "sentence_codes.json")), Path(folder, "sentence_codes.safetensors")
         try:
+            with torch.device("meta"):  # a small file cannot ask for large tables
+                wanted = {name: list(value.shape) for name, value in cls(**settings).state_dict().items()}
+            with safe_open(path, framework="pt") as file:
+                held = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+            wrong = [name for name in sorted({*held, *wanted}) if held.get(name) != wanted.get(name)]
+            if wrong:
+                raise TypeError(f"{wrong[0]} of shape {held.get(wrong[0])} instead of {wanted.get(wrong[0])}")
             made = cls(**settings)
-            made.load_state_dict(load_file(Path(folder, "sentence_codes.safetensors")))
-        except (TypeError, RuntimeError) as error:
+            made.load_state_dict(load_file(path))
+        except (TypeError, RuntimeError, SafetensorError) as error:
             raise ValueError(f"the sentence codes in {folder} do not fit together ({error}): save them again") from None
         return made
 
