@@ -133,6 +133,9 @@ def test_a_vocabulary_survives_json():
     for wrong in ({}, None, {**vocabulary.to_dict(), "extra": 1}, {"layout": vocabulary.to_dict()["layout"]}):
         with pytest.raises(ValueError, match="code vocabulary"):
             CodeVocabulary.from_dict(wrong)
+    for wrong in ("ab", 5, None, [1], ["a", "a"], [["a"]]):
+        with pytest.raises(ValueError, match="specials must be different names"):
+            CodeVocabulary.from_dict({**vocabulary.to_dict(), "specials": wrong})
 
 
 @pytest.mark.parametrize(("field", "value"), [("text_size", -1), ("max_grid", 0), ("multiple", 0), ("text_size", 1.5)])

@@ -73,6 +73,15 @@ class CodeVocabulary:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"CodeVocabulary.{name} must be an integer of at least {least}, got {value!r}")
+        names = self.specials
+        if (
+            not isinstance(names, tuple)
+            or not all(isinstance(name, str) for name in names)
+            or len(set(names)) < len(names)
+        ):
+            raise ValueError(
+                f"CodeVocabulary.specials must be different names, got {names!r:.80}: such as {SPECIAL_TOKENS}"
+            )
         count = sum(level.num_codebooks for level in self.layout.levels)
         if count > MAX_CODEBOOKS:  # a file may say so, and a list of them would fill the memory
             raise ValueError(f"a layout of {count} codebooks is no vocabulary's: at most {MAX_CODEBOOKS} are possible")
@@ -187,7 +196,8 @@ class CodeVocabulary:
         if not isinstance(value, Mapping) or set(value) - {"specials"} != known:
             raise ValueError(f"a code vocabulary is a dict with the keys {sorted(known)}, got {value!r}")
         sizes = {name: value[name] for name in ("text_size", "max_grid", "multiple")}
-        specials = tuple(value.get("specials", SPECIAL_TOKENS))
+        specials = value.get("specials", SPECIAL_TOKENS)
+        specials = tuple(specials) if isinstance(specials, list) else specials
         return cls(CodeLayout.from_dict(value["layout"]), **sizes, specials=specials)
 
     def _stream(self, level: int, codebook: int) -> Stream:
