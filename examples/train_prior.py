@@ -416,7 +416,7 @@ def _publish(
     pipeline.save_pretrained(folder)
     save_training(folder, {**asdict(script), **asdict(args)}, history)
     modality = pipeline.modality
-    unit = {"image": "pixel", "audio": "second", "text": "byte"}[modality]
+    unit = {"image": "pixel", "audio": "second"}.get(modality) or pipeline.vq_tokenizer.processor.unit
     bits = f"prior_bits_per_{unit}"
     metrics = {
         "nats_per_code": [scores[f"nats_level_{i}"] for i in range(len(levels))],

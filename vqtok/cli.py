@@ -30,7 +30,7 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output 
 Data = "'digits', 'spoken-numbers' or 'python-prose' (embedded), a folder of pictures, recordings or texts, or a data set on the Hub."
 Split = Annotated[str, typer.Option(help="Which part of the data.")]
 NumSamples = Annotated[
-    int | None, typer.Option("--num_samples", min=1, help="At most this many pictures or recordings.")
+    int | None, typer.Option("--num_samples", min=1, help="At most this many pictures, recordings or texts.")
 ]
 ImageColumn = Annotated[
     str | None, typer.Option("--image_column", help="Of a data set with several columns of pictures.")
@@ -40,7 +40,7 @@ AudioColumn = Annotated[
 ]
 TextColumn = Annotated[str | None, typer.Option("--text_column", help="Of a data set, the column of texts.")]
 Resample = Annotated[bool, typer.Option("--resample", help="Bring recordings of other rates to the tokenizer's.")]
-BatchSize = Annotated[int | None, typer.Option("--batch_size", min=1, help="Pictures or recordings at once.")]
+BatchSize = Annotated[int | None, typer.Option("--batch_size", min=1, help="Pictures, recordings or texts at once.")]
 Json = Annotated[Path | None, typer.Option("--json", help="Write all results to this .json file.")]
 
 
@@ -112,7 +112,8 @@ def encode(
             setattr(tok.processor, name, wanted)
     codes = tok.encode(media, num_levels=num_levels, num_codebooks=num_codebooks)
     codes.save(out)
-    print(f"wrote {out}: {_describe_codes(codes, out, getattr(tok.processor, 'sampling_rate', None), tok.modality)}")
+    rate, unit = getattr(tok.processor, "sampling_rate", None), getattr(tok.processor, "unit", "sample")
+    print(f"wrote {out}: {_describe_codes(codes, out, rate, unit)}")
 
 
 @app.command()
@@ -404,7 +405,7 @@ def _kind(path: Path) -> str:
     try:
         with Image.open(path):
             return "picture"
-    except (OSError, Image.DecompressionBombError):
+    except Exception:  # readers raise whatever a text leads to that begins like a picture, such as "P3 "
         return "sound" if path.suffix.lower() in _sound_suffixes() else "file"
 
 
@@ -491,7 +492,7 @@ def _save_sound(sound: Any, path: Path, sampling_rate: int) -> None:
     write_file(path, sound, sampling_rate)
 
 
-def _describe_codes(codes: Any, path: Path, sampling_rate: int | None = None, modality: str | None = None) -> str:
+def _describe_codes(codes: Any, path: Path, sampling_rate: int | None = None, unit: str = "sample") -> str:
     units = int(codes.sizes.prod(1).sum())
     depths = [values.shape[1] for values in codes.levels]
     grids = [codes.layout.grids(size) for size in codes.sizes.tolist()]
@@ -501,7 +502,7 @@ def _describe_codes(codes: Any, path: Path, sampling_rate: int | None = None, mo
     partial = cut + f", the coarsest {len(codes.levels)} of {len(codes.layout.levels)} levels" * (
         len(codes.levels) < len(codes.layout.levels)
     )
-    unit = "pixel" if codes.layout.ndim == 2 else "byte" if modality == "text" else "sample"
+    unit = "pixel" if codes.layout.ndim == 2 else unit
     rate = f", {8 * path.stat().st_size / units:.4g} bits per {unit} with its header" if units else ""
     if sampling_rate and units:
         rate = f", {8 * path.stat().st_size / units * sampling_rate / 1000:.4g} kbps with its header"

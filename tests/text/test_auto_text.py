@@ -5,13 +5,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
 
-from tests.tiny import assert_same_codes, make_text_tokenizer, make_tokenizer
+from tests.tiny import TEXT_CONFIG, assert_same_codes, make_text_tokenizer, make_tokenizer, words
 from vqtok import Codes, VQTokenizer
 from vqtok.cli import main
 from vqtok.encoding import encode_dataset
 from vqtok.evaluation import text_report
 from vqtok.prior.data import CodeDataset
-from vqtok.text import TextVQModel, TextVQProcessor
+from vqtok.text import TextVQConfig, TextVQModel, TextVQProcessor
 
 TEXTS = ["a", "Grüße, 世界", "line one\r\nline two\x00\x1b[0m", "x" * 37, "👩‍👩‍👧 and more"]
 
@@ -135,6 +135,23 @@ def test_from_a_file_to_codes_and_back(tok, tmp_path, capsys):
     assert "no suffix of a text file" in capsys.readouterr().err
     assert main(["encode", str(tmp_path / "a.txt"), str(tmp_path / "b.txt"), *arguments]) == 2
     assert not (tmp_path / "b.png").exists()
+
+
+@pytest.mark.parametrize("start", ["P3 is a protein", "#define a_width 3\n#define a_height x", "\ufeffbegin\r\n"])
+def test_a_text_that_begins_like_something_else_is_a_text(tok, tmp_path, start):
+    tok.save_pretrained(tmp_path / "tok")
+    (tmp_path / "a.txt").write_bytes(start.encode())
+    assert main(["encode", str(tmp_path / "a.txt"), str(tmp_path / "a.vq"), "-t", str(tmp_path / "tok")]) == 0
+    assert_same_codes(Codes.load(tmp_path / "a.vq"), VQTokenizer.from_pretrained(tmp_path / "tok").encode(start))
+
+
+def test_rates_of_tokens_are_said_to_be_of_tokens(tmp_path, capsys):
+    processor = TextVQProcessor.from_tokenizer(words(), stride=4)
+    model = TextVQModel(TextVQConfig(**TEXT_CONFIG, vocab_size=4)).eval()
+    VQTokenizer(model, processor).save_pretrained(tmp_path / "tok")
+    (tmp_path / "a.txt").write_text("the cat sat", encoding="utf-8")
+    assert main(["encode", str(tmp_path / "a.txt"), str(tmp_path / "a.vq"), "-t", str(tmp_path / "tok")]) == 0
+    assert "bits per token" in capsys.readouterr().out
 
 
 def test_a_tokenizer_of_pictures_takes_no_text():

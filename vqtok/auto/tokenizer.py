@@ -245,7 +245,8 @@ class VQTokenizer(PublishedFacade):
 
         Args:
             media: one item or an iterable of items. Of images: PIL pictures, uint8 arrays, paths, of any sizes. Of audio: arrays
-                `(samples,)` or `(channels, samples)`, paths, or dicts with "audio" and "sampling_rate", of any lengths.
+                `(samples,)` or `(channels, samples)`, paths, or dicts with "audio" and "sampling_rate", of any lengths. Of text:
+                strings, path objects of text files, or integer arrays of ids, of any lengths.
             sampling_rate: of audio given as arrays, in Hz; files know their own.
             batch_size: items at once; None means up to 64, fewer of large ones.
             num_codebooks: keep this residual depth of each level.

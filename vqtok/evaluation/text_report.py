@@ -78,7 +78,7 @@ def evaluate(
             "fingerprint": tokenizer.fingerprint,
             "layout": tokenizer.layout.to_dict(),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "unit": "byte" if tokenizer.processor.tokenizer_json is None else "token",
+            "unit": tokenizer.processor.unit,
             "nominal_bits_per_unit": bits_per_unit(tokenizer.layout),
         },
         "data": {**tally.data(), "num_skipped": len(getattr(texts, "skipped", ()))},

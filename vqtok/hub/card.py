@@ -286,7 +286,7 @@ def _measured(metrics: Mapping[str, Any]) -> list[str]:
             f"(protocol {metrics['protocol']}, {metrics['date'][:10]}, {_machine(metrics['machine'])}).",
             "",
         ]
-    for unit in (unit for unit in ("pixel", "second", "byte") if f"prior_bits_per_{unit}" in metrics):
+    for unit in (unit for unit in ("pixel", "second", "byte", "token") if f"prior_bits_per_{unit}" in metrics):
         rows = [
             [i, f"{nats:.3f}", f"{limit:.3f}"]
             for i, (nats, limit) in enumerate(zip(metrics["nats_per_code"], metrics["ln_codebook_size"], strict=True))
