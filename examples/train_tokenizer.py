@@ -345,7 +345,7 @@ class Texts:
 
     def summary(self, metrics: dict[str, Any]) -> str:
         rate = metrics["bits_per_byte"]["nominal"]
-        return f"{metrics['unit_accuracy']:.2%} of {metrics['tokenizer']['unit']}s right at {rate:.3g} bits per byte"
+        return f"{metrics['byte_accuracy']:.2%} of bytes right at {rate:.3g} bits per byte"
 
     def _save(self, originals: list[str], made: list[str], path: Path) -> None:
         pairs = [

@@ -45,7 +45,7 @@ def test_from_a_file_to_texts_that_a_prior_writes(place, capsys):
     tokenizer = VQTokenizer.from_pretrained(place / "vq")
     assert tokenizer.verify() and not (place / "vq" / "config.json").read_text().count('"fingerprint": null')
     assert vqtok(["evaluate", str(place / "vq"), str(place / "book.txt"), "--num_samples", "3"]) == 0
-    assert "units right %" in capsys.readouterr().out
+    assert "bytes right %" in capsys.readouterr().out
     AcceleratorState._reset_state(reset_partial_state=True)
 
     (place / "prior").mkdir()

@@ -284,7 +284,7 @@ def evaluate(
     json: Json = None,
     device: Device = None,
 ) -> None:
-    """Measure a tokenizer: PSNR and SSIM, or PESQ, STOI, SI-SDR and mel distance, or units right; use of the codes, rate, speed."""
+    """Measure a tokenizer: PSNR and SSIM, or PESQ, STOI, SI-SDR and mel distance, or bytes right; use of the codes, rate, speed."""
     given = {
         "image_column": image_column,
         "audio_column": audio_column,

@@ -114,3 +114,19 @@ def test_fields_are_checked(tmp_path):
     PROCESSOR.save_pretrained(tmp_path)
     written = json.loads((tmp_path / "preprocessor_config.json").read_text())
     assert written["stride"] == 8 and "tokenizer" not in written
+
+
+def test_units_know_their_bytes():
+    assert PROCESSOR.unit_bytes("naïve").tolist() == [1] * 6
+    words = Tokenizer(models.WordLevel({"one": 0, "naïve": 1, "?": 2}, unk_token="?"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    processor = TextVQProcessor.from_tokenizer(PreTrainedTokenizerFast(tokenizer_object=words), stride=8)
+    assert processor.unit_bytes("  one naïve 世界 ").tolist() == [
+        5,
+        7,
+        8,
+    ]  # spaces go with what follows, at the end with what was
+    pieces = Tokenizer(models.BPE({letter: i for i, letter in enumerate(pre_tokenizers.ByteLevel.alphabet())}, []))
+    pieces.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    processor = TextVQProcessor.from_tokenizer(PreTrainedTokenizerFast(tokenizer_object=pieces), stride=8)
+    assert processor.unit_bytes("aïb").tolist() == [1, 2, 0, 1]

@@ -1,7 +1,8 @@
 """What a tokenizer keeps of texts, how well it uses its codes and how fast it is: one dict that JSON can hold.
 
-vqtok-text-eval v1: each text alone, its units (bytes, or tokens) compared place by place with those of the reconstruction; a text
-is cut into chunks of 64 units, the last one shorter, and a chunk is exact if all its units are right.
+vqtok-text-eval v1: each text alone, its units (bytes, or tokens) compared place by place with those of the reconstruction; the bytes
+of a token are right where the token is. A text is cut into chunks of 64 bytes, the last one shorter; a unit belongs to the chunk that
+it begins in, and a chunk is exact if all its units are right.
 """
 
 from __future__ import annotations
@@ -27,11 +28,12 @@ from vqtok.quantizers import code_counts, entropy_bits, perplexity, usage
 from .report import machine
 
 PROTOCOL = "vqtok-text-eval v1"
-CHUNK_UNITS = 64
+CHUNK_BYTES = 64
 _TEXTS_AT_ONCE = 64
 DESCRIPTION = {
     "unit_accuracy": "share of units that come back right, over all texts; a unit is a byte, or a token",
-    "exact_chunks": f"share of chunks of {CHUNK_UNITS} units without an error",
+    "byte_accuracy": "share of bytes whose unit comes back right",
+    "exact_chunks": f"share of chunks of {CHUNK_BYTES} bytes without an error",
     "bits_per_byte": "codes times log2 K over the bytes of UTF-8, padding included; of files: bytes of the container's payload, and "
     "of the whole file, of each text alone",
     "code_entropy": "of each codebook's codes alone, in bits per code",
@@ -51,7 +53,7 @@ def evaluate(
 
     Returns:
         A dict that JSON can hold, among others:
-        `unit_accuracy`, `exact_chunks`: see `DESCRIPTION`;
+        `unit_accuracy`, `byte_accuracy`, `exact_chunks`: see `DESCRIPTION`;
         `bits_per_byte`: `nominal`, `payload` and `file`, the bytes that are written;
         `usage`, `perplexity`, `entropy_bits`: per level a list with one number per codebook, over the whole set;
         `speed`: bytes per second of encoding and of decoding.
@@ -96,7 +98,7 @@ def compare(tokenizers: Mapping[str, VQTokenizer], texts: Any, **options: Any) -
 
 def to_markdown(results: Sequence[Mapping[str, Any]]) -> str:
     """A table with one row per result of `evaluate`, best read beside others of the same data."""
-    header = ["tokenizer", "bits per byte", "of files", "units right %", "exact chunks %", "usage %", "perplexity"]
+    header = ["tokenizer", "bits per byte", "of files", "bytes right %", "exact chunks %", "usage %", "perplexity"]
     header += ["kB/s enc.", "dec.", "M par."]
     rows = [header, ["---"] + ["---:"] * (len(header) - 1)]
     for result in results:
@@ -105,7 +107,7 @@ def to_markdown(results: Sequence[Mapping[str, Any]]) -> str:
                 result["name"].replace("|", "\\|"),
                 f"{result['bits_per_byte']['nominal']:.2f}",
                 f"{result['bits_per_byte']['file']:.2f}",
-                f"{100 * result['unit_accuracy']:.2f}",
+                f"{100 * result['byte_accuracy']:.2f}",
                 f"{100 * result['exact_chunks']:.1f}",
                 " / ".join(" ".join(f"{100 * share:.0f}" for share in level) for level in result["usage"]),
                 " / ".join(" ".join(f"{value:.0f}" for value in level) for level in result["perplexity"]),
@@ -117,19 +119,21 @@ def to_markdown(results: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-def count_right(original: Tensor, reconstruction: Tensor) -> tuple[int, int, int]:
-    """How many of the ids `(T,)` agree, how many chunks are exact, and how many there are.
+def count_right(original: Tensor, reconstruction: Tensor, unit_bytes: Tensor) -> tuple[int, int, int, int]:
+    """How many of the ids `(T,)` agree, how many bytes these have, how many chunks are exact, and how many there are.
 
     Example:
         >>> one = torch.zeros(70, dtype=torch.long)
         >>> other = one.clone()
         >>> other[3] = 1
-        >>> count_right(one, other)
-        (69, 1, 2)
+        >>> count_right(one, other, torch.ones_like(one)), count_right(one[:4], other[:4], torch.tensor([60, 3, 2, 1]))
+        ((69, 69, 1, 2), (3, 65, 1, 2))
     """
     same = original == reconstruction
-    chunks = same.split(CHUNK_UNITS)
-    return int(same.sum()), sum(bool(chunk.all()) for chunk in chunks), len(chunks)
+    begins = unit_bytes.cumsum(0) - unit_bytes
+    _, chunk_of = (begins // CHUNK_BYTES).unique_consecutive(return_inverse=True)
+    wrong = torch.bincount(chunk_of, weights=(~same).double())
+    return int(same.sum()), int(unit_bytes[same].sum()), int((wrong == 0).sum()), len(wrong)
 
 
 class _Tally:
@@ -139,7 +143,8 @@ class _Tally:
         self.tokenizer = tokenizer
         levels = tokenizer.layout.levels
         self.counts = [torch.zeros(level.num_codebooks, level.codebook_size, dtype=torch.int64) for level in levels]
-        self.num_texts = self.num_bytes = self.num_units = self.right = self.exact = self.chunks = 0
+        self.num_texts = self.num_bytes = self.num_units = 0
+        self.right = self.right_bytes = self.exact = self.chunks = 0
         self.bits = {"nominal": 0.0, "payload": 0.0, "file": 0.0}
         self.seconds = {"encode": 0.0, "decode": 0.0}
         self.digest = hashlib.sha256()
@@ -157,10 +162,9 @@ class _Tally:
             ids, (size,) = processor.prepare(text)
             with evaluating(model), torch.no_grad():
                 back = model.decode_long([level.to(model.device) for level in one.levels])[0, :size].cpu()
-            counted = count_right(ids[:size].long(), back)
-            self.right, self.exact, self.chunks = (
-                a + b for a, b in zip((self.right, self.exact, self.chunks), counted, strict=True)
-            )
+            right, right_bytes, exact, chunks = count_right(ids[:size].long(), back, processor.unit_bytes(text))
+            self.right, self.right_bytes = self.right + right, self.right_bytes + right_bytes
+            self.exact, self.chunks = self.exact + exact, self.chunks + chunks
             for counts, level in zip(self.counts, one.levels, strict=True):
                 counts += torch.stack([code_counts(row, counts.shape[1]) for row in level[0]])
             data, written = one.to_bytes(), text.encode()
@@ -175,6 +179,7 @@ class _Tally:
     def results(self) -> dict[str, Any]:
         return {
             "unit_accuracy": self.right / self.num_units,
+            "byte_accuracy": self.right_bytes / self.num_bytes,
             "exact_chunks": self.exact / self.chunks,
             "bits_per_byte": {key: bits / self.num_bytes for key, bits in self.bits.items()},
             "usage": self._per_codebook(usage),

@@ -37,8 +37,8 @@ _METRICS = {
     "stoi": ("stoi", "STOI"),
     "si_sdr_db": ("si-sdr", "SI-SDR (dB)"),
     "mel_distance": ("mel_distance", "mel distance"),
-    "unit_accuracy": ("accuracy", "units right"),
-    "exact_chunks": ("exact_match", "exact chunks of 64 units"),
+    "byte_accuracy": ("accuracy", "bytes right"),
+    "exact_chunks": ("exact_match", "exact chunks of 64 bytes"),
 }
 _ARGUMENTS = (
     *(
@@ -281,7 +281,7 @@ def _measured(metrics: Mapping[str, Any]) -> list[str]:
             lines += [f"{_METRICS[key][1]} was not measured: {why}.", ""]
     if "unit_accuracy" in metrics and "data" in metrics:
         lines += [
-            f"{metrics['unit_accuracy']:.2%} of {metrics['tokenizer']['unit']}s and {metrics['exact_chunks']:.1%} of chunks of 64 right at "
+            f"{metrics['byte_accuracy']:.2%} of bytes and {metrics['exact_chunks']:.1%} of chunks of 64 right at "
             f"{metrics['bits_per_byte']['nominal']:.4g} bits per byte on {metrics['data']['bytes']:,} held-out bytes "
             f"(protocol {metrics['protocol']}, {metrics['date'][:10]}, {_machine(metrics['machine'])}).",
             "",

@@ -161,6 +161,22 @@ class TextVQProcessor(FeatureExtractionMixin):
         tokenizer = _read_tokenizer(self.tokenizer_json)
         return [tokenizer.decode(row.tolist(), skip_special_tokens=False) for row in rows]
 
+    def unit_bytes(self, text: str) -> Tensor:
+        """How many bytes of UTF-8 each unit of a text stands for, int64 `(units,)`; they sum to those of the text.
+
+        Bytes that no token stands for, such as spaces that a tokenizer drops, count with the token after them, at the end with the
+        one before; those of a character that several tokens spell, with the first of them.
+        """
+        if self.tokenizer_json is None:
+            return torch.ones(len(text.encode()), dtype=torch.int64)
+        ends = [end for _, end in _read_tokenizer(self.tokenizer_json).encode(text, add_special_tokens=False).offsets]
+        if not ends:
+            return torch.zeros(0, dtype=torch.int64)
+        bytes_before = np.concatenate([[0], np.cumsum([len(each.encode()) for each in text])])
+        at = np.maximum.accumulate(bytes_before[ends])
+        at[-1] = bytes_before[-1]
+        return torch.from_numpy(np.diff(at, prepend=0))
+
     def ids(self, text: str) -> Tensor:
         """The ids of a string, integers `(units,)`, without padding; none where a tokenizer drops all of it.
 
