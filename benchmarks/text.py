@@ -1,9 +1,11 @@
 """Codes of text at 1, 2, 2.7 and 4 bits per byte beside lossless compressors, their priors, a classifier and sentence codes.
 
-    python benchmarks/text.py --output_dir out/text --report docs/text_codes.md
-    python benchmarks/text.py --output_dir out/text --only bytes-4 --max_steps 50    # a trial
+    python benchmarks/text.py --output_dir out/text --minutes 20 --report docs/text_codes.md
+    python benchmarks/text.py --output_dir out/text --only bytes-4 --minutes 20              # one part of it
+    python benchmarks/text.py --output_dir out/trial --only bytes-4 --max_steps 50 --prior_steps 10
 
-Trains what is missing in the folder, measures on held-out topics of the embedded prose, and writes the page.
+Trains what is missing in the folder, measures on held-out topics of the embedded prose, and writes the page. The recipes `tokens-*`
+are made here: their units are the tokens of byte-pair encoding learned on the training topics.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import gzip
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date
@@ -23,22 +26,31 @@ import numpy as np
 import torch
 from measuring import machine_line
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from vqtok import VQPipeline, VQTokenizer
 from vqtok.encoding import encode_dataset
 from vqtok.evaluation import text_report
 from vqtok.evaluation.plots import save_figure
 from vqtok.files import write_json, write_text, write_with
+from vqtok.hub.folders import config_folder
 from vqtok.prior.data import MANIFEST
+from vqtok.text import TextVQProcessor
 from vqtok.text.prose import PythonProse
 from vqtok.text.semantic import SentenceCodes, prefix_neighbours, sentence_code_report
-from vqtok.training import parse_arguments
+from vqtok.training import parse_arguments, read_recipe
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-RECIPES = ("bytes-4", "levels-4", "bytes-2.7", "bytes-2", "bytes-1")
-GOALS = {"bytes-4": 0.99, "bytes-2.7": 0.95}
+NUM_PAIRS = 4096  # entries of the byte-pair encoding
+_RESIDUAL = {"type": "residual", "num_codebooks": 2, "layer": {"type": "vector", "codebook_size": 128}}
+TOKENS = {
+    "tokens-4": _RESIDUAL,
+    "tokens-2.7": {"type": "vector", "codebook_size": 512},
+}  # name -> quantizer of each token
+RECIPES = ("tokens-4", "bytes-4", "levels-4", "tokens-2.7", "bytes-2.7", "bytes-2", "bytes-1")
+GOALS = {"tokens-4": 0.99, "bytes-4": 0.99, "tokens-2.7": 0.95, "bytes-2.7": 0.95}
 NUM_CLASSES = 12
-COMMAND = "python benchmarks/text.py --output_dir out/text --report docs/text_codes.md"
+COMMAND = "python benchmarks/text.py --output_dir out/text --minutes 20 --report docs/text_codes.md"
 
 
 @dataclass
@@ -47,7 +59,12 @@ class TextArguments:
 
     output_dir: str = field(metadata={"help": "Folder for what is trained; what is there is not trained again."})
     only: list[str] | None = field(default=None, metadata={"help": "Some of the recipes, by name."})
-    max_steps: int = field(default=0, metadata={"help": "Steps of every tokenizer; 0 takes those of its recipe."})
+    minutes: float = field(
+        default=0.0, metadata={"help": "Train each tokenizer for about so long, by the pace of its first steps here."}
+    )
+    max_steps: int = field(
+        default=0, metadata={"help": "Steps of every tokenizer; 0 takes the minutes, or those of its recipe."}
+    )
     prior_steps: int = field(default=0, metadata={"help": "The same of the priors."})
     num_threads: int = field(default=2, metadata={"help": "Threads of torch."})
     report: str | None = field(default=None, metadata={"help": "Markdown file to write, with a picture beside it."})
@@ -59,15 +76,16 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     (args,) = parse_arguments([TextArguments], argv, description=__doc__)
     torch.set_num_threads(args.num_threads)
     folder, train, test = Path(args.output_dir), PythonProse("train"), PythonProse("test")
+    pairs = learn_pairs([passage.text for passage in train.passages])
     rows = []
     for name in args.only or RECIPES:
-        rows.append(_measure(folder, name, test, args))
+        rows.append(_measure(folder, name, test, pairs, args))
         print(text_report.to_markdown([rows[-1]["report"]]), flush=True)
         write_json(folder / "text.json", {"rows": rows})
     found = {
         "rows": rows,
-        "lossless": lossless([p.text for p in train.passages], [p.text for p in test.passages]),
-        "classifier": classify(VQTokenizer.from_pretrained(folder / rows[-1]["name"])),
+        "lossless": lossless(pairs, [p.text for p in test.passages]),
+        "classifier": classify({row["name"]: VQTokenizer.from_pretrained(folder / row["name"]) for row in rows}),
         "semantic": semantic(folder),
         "data": {"train_bytes": _size(train), "test_bytes": _size(test), "python": sys.version.split()[0]},
     }
@@ -81,12 +99,65 @@ def _size(data: PythonProse) -> int:
     return sum(len(passage.text.encode()) for passage in data.passages)
 
 
-def _measure(folder: Path, name: str, test: PythonProse, args: TextArguments) -> dict[str, Any]:
+def learn_pairs(train: list[str]) -> Tokenizer:
+    """Byte-pair encoding of these texts, which spells any text."""
+    pairs = Tokenizer(models.BPE())
+    pairs.pre_tokenizer, pairs.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=NUM_PAIRS, initial_alphabet=alphabet, show_progress=False)
+    pairs.train_from_iterator(train, trainer)
+    return pairs
+
+
+def _token_recipe(folder: Path, name: str, pairs: Tokenizer) -> str:
+    """A recipe whose units are tokens, with codes for each of them; its decoder tells tokens of one code apart by the others."""
+    processor = TextVQProcessor.from_tokenizer(PreTrainedTokenizerFast(tokenizer_object=pairs), stride=1)
+    config = {
+        "model_type": "vqtok_text",
+        "vocab_size": processor.vocab_size,
+        "downsampling_ratios": [1],
+        "strides": [1],
+    }
+    config |= {"quantizer": TOKENS[name], "embedding_size": 64, "hidden_sizes": [192], "latent_size": 32}
+    config |= {"num_blocks": 1, "decoder_num_blocks": 2, "level_dropout": 0.0}
+    training = read_recipe(config_folder("text/bytes-4")) | {
+        "text_units": 64,
+        "learning_rate": 0.003,
+        "eval_samples": None,
+    }
+    processor.save_pretrained(folder)
+    write_json(folder / "config.json", config)
+    write_json(folder / "training.json", {key: value for key, value in training.items() if value is not None})
+    return str(folder)
+
+
+def steps_within(minutes: float, recipe: str, num_timed: int = 40) -> int:
+    """So many steps as take about these minutes, by the pace of some steps here and now; a tenth is left for all else."""
+    training = read_recipe(config_folder(recipe))
+    model = VQTokenizer.from_config(recipe).model.train()
+    units = training["text_units"] // model.layout.stride * model.layout.stride
+    draw = lambda: torch.randint(model.config.vocab_size, (training["batch_size"], units))  # noqa: E731
+    model.init_codebooks([draw() for _ in range(4)])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    for step in range(num_timed + 5):
+        if step == 5:
+            start = time.perf_counter()
+        optimizer.zero_grad()
+        model(draw()).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        model.update_codebooks()
+    return max(100, int(0.9 * 60 * minutes * num_timed / (time.perf_counter() - start)))
+
+
+def _measure(folder: Path, name: str, test: PythonProse, pairs: Tokenizer, args: TextArguments) -> dict[str, Any]:
     """Train a tokenizer and a prior over its codes, unless they are there, and measure both on the held-out topics."""
     place, prior = folder / name, folder / f"{name}-prior"
-    steps = ["--max_steps", str(args.max_steps)] if args.max_steps else []
     if not (place / "metrics.json").exists():
-        _run("train_tokenizer.py", ["--config", f"text/{name}", "--output_dir", str(place), *steps], args)
+        recipe = _token_recipe(folder / f"{name}-recipe", name, pairs) if name in TOKENS else f"text/{name}"
+        steps = args.max_steps or (steps_within(args.minutes, recipe) if args.minutes else 0)
+        flags = ["--config", recipe, "--output_dir", str(place), *(["--max_steps", str(steps)] if steps else [])]
+        _run("train_tokenizer.py", flags, args)
     tokenizer = VQTokenizer.from_pretrained(place)
     caches = {split: folder / f"{name}-{split}" for split in ("train", "test")}
     for split, cache in caches.items():
@@ -103,6 +174,8 @@ def _measure(folder: Path, name: str, test: PythonProse, args: TextArguments) ->
         "report": text_report.evaluate(tokenizer, test, name=name),
         "steps": training["max_steps"],
         "prior_bits_per_byte": metrics["prior_bits_per_byte"],
+        "wrong": None if name in TOKENS else wrong_by_kind(tokenizer, test),
+        "pairs": pair_entropies(tokenizer, test) if name == "bytes-4" else None,
         "samples": VQPipeline.from_pretrained(prior)(num_samples=2, seed=0),
         "reconstruction": [test[3]["text"], tokenizer.reconstruct(test[3]["text"])[0]],
     }
@@ -113,20 +186,59 @@ def _run(script: str, flags: list[str], args: TextArguments) -> None:
     subprocess.run(command, check=True)
 
 
-def lossless(train: list[str], test: list[str]) -> dict[str, float]:
+def wrong_by_kind(tokenizer: VQTokenizer, test: PythonProse) -> dict[str, tuple[float, float]]:
+    """Kind of byte -> its share of the text, and the share of these bytes that come back wrong."""
+    kinds = {
+        "lower case": range(97, 123),
+        "spaces and line ends": (10, 32),
+        "capitals": range(65, 91),
+        "digits": range(48, 58),
+    }
+    kind_of = np.full(256, len(kinds))
+    for place, members in enumerate(kinds.values()):
+        kind_of[list(members)] = place
+    counts = np.zeros((2, len(kinds) + 1))
+    for passage in test.passages:
+        ids, (size,) = tokenizer.processor.prepare(passage.text)
+        back = tokenizer.model.decode_long(tokenizer.encode(passage.text).levels)[0, :size]
+        counts[0] += np.bincount(kind_of[ids[:size]], minlength=len(kinds) + 1)
+        counts[1] += np.bincount(kind_of[ids[:size]], (back != ids[:size]).numpy(), minlength=len(kinds) + 1)
+    shares, wrong = counts[0] / counts[0].sum(), counts[1] / counts[0].clip(1)
+    return dict(zip([*kinds, "all others"], zip(shares.tolist(), wrong.tolist(), strict=True), strict=True))
+
+
+def pair_entropies(tokenizer: VQTokenizer, test: PythonProse) -> dict[str, float]:
+    """Of a tokenizer with one code per two bytes: what pairs and codes tell of each other, in bits."""
+    pairs, codes = [], []
+    for passage in test.passages:
+        ids, (size,) = tokenizer.processor.prepare(passage.text)
+        pairs.append((ids[0::2].long() * 512 + ids[1::2].long()).numpy())
+        codes.append(tokenizer.encode(passage.text).levels[0][0, 0].numpy())
+
+    def entropy(values: np.ndarray) -> float:
+        share = np.unique(values, return_counts=True)[1] / len(values)
+        return float(-(share * np.log2(share)).sum())
+
+    pair, code = np.concatenate(pairs), np.concatenate(codes)
+    joint = entropy(pair * 256 + code)
+    return {
+        "different": len(np.unique(pair)),
+        "entropy": entropy(pair),
+        "code_given_pair": joint - entropy(pair),
+        "pair_given_code": joint - entropy(code),
+    }
+
+
+def lossless(pairs: Tokenizer, test: list[str]) -> dict[str, float]:
     """Bits per byte of what loses nothing: of each passage alone, and of all of them in one file."""
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    bpe.train_from_iterator(train, trainers.BpeTrainer(vocab_size=4096, initial_alphabet=alphabet, show_progress=False))
-    assert all(bpe.decode(bpe.encode(text).ids) == text for text in test[:20]), "byte-pair encoding loses something"
+    assert all(pairs.decode(pairs.encode(text).ids) == text for text in test[:20]), "byte-pair encoding loses something"
     packers = {"gzip": lambda data: gzip.compress(data, 9, mtime=0)}
     if zstd := _zstd():
         packers["zstd"] = zstd
     total = sum(len(text.encode()) for text in test)
     pieces = {
         "": [text.encode() for text in test],
-        "byte-pair (4096) + ": [np.asarray(bpe.encode(text).ids, "<u2").tobytes() for text in test],
+        "byte-pair (4096) + ": [np.asarray(pairs.encode(text).ids, "<u2").tobytes() for text in test],
     }
     found = {
         "byte-pair (4096), 12 bits each": 12 * sum(len(piece) // 2 for piece in pieces["byte-pair (4096) + "]) / total
@@ -151,8 +263,8 @@ def _zstd() -> Any:
     return None
 
 
-def classify(tokenizer: VQTokenizer) -> dict[str, Any]:
-    """The topic of a passage, of the largest topics: from its words, and from its codes and pairs of neighbouring codes."""
+def classify(tokenizers: dict[str, VQTokenizer]) -> dict[str, Any]:
+    """The topic of a passage, of the largest topics: from its words, and from each tokenizer's codes and pairs of neighbouring codes."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -162,28 +274,25 @@ def classify(tokenizer: VQTokenizer) -> dict[str, Any]:
     largest = sorted(set(topics), key=lambda topic: (-topics.count(topic), topic))[:NUM_CLASSES]
     chosen = [passage for passage in passages if passage.topic in largest]
     texts, labels = [p.text for p in chosen], np.array([largest.index(p.topic) for p in chosen])
-    codes = [" ".join(f"c{code}" for code in one.levels[-1][0, 0].tolist()) for one in tokenizer.encode(texts)]
     held_out = np.arange(len(chosen)) % 3 == 2
-    counters = {
-        "words": (texts, TfidfVectorizer(sublinear_tf=True)),
-        "codes": (codes, TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)),
-    }
-    found: dict[str, Any] = {
-        "classes": largest,
-        "held_out": int(held_out.sum()),
-    }
+    counters = {"words": (texts, TfidfVectorizer(sublinear_tf=True))}
+    for name, tokenizer in tokenizers.items():
+        # All codebooks of a step are one word.
+        steps = [one.levels[-1][0].T.tolist() for one in tokenizer.encode(texts)]
+        codes = [" ".join("c" + "x".join(map(str, step)) for step in row) for row in steps]
+        counters[name] = (codes, TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True))
+    right = {}
     for name, (documents, counter) in counters.items():
         documents = np.array(documents, dtype=object)
         model = make_pipeline(counter, LogisticRegression(C=30, max_iter=1000))
         model.fit(documents[~held_out], labels[~held_out])
-        found[name] = float(model.score(documents[held_out], labels[held_out]))
-    found["commonest"] = float(np.bincount(labels[held_out]).max() / held_out.sum())
-    return found
+        right[name] = float(model.score(documents[held_out], labels[held_out]))
+    right["the commonest topic, always"] = float(np.bincount(labels[held_out]).max() / held_out.sum())
+    return {"classes": largest, "held_out": int(held_out.sum()), "right": right}
 
 
 def semantic(folder: Path) -> dict[str, Any]:
     """Codes of passages from vectors of latent semantic analysis, in the place of a sentence encoder; a picture of them."""
-    from matplotlib.figure import Figure
     from sklearn.decomposition import PCA, TruncatedSVD
     from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -195,34 +304,83 @@ def semantic(folder: Path) -> dict[str, Any]:
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-6)
     codes = SentenceCodes(64, num_levels=3, codebook_size=64).fit(vectors).encode(vectors)
     topics = np.array([p.topic for p in passages])
-    same, chance, examples = [], [], []
-    for query in range(0, len(passages), 7):
-        others = [i for i in prefix_neighbours(codes, codes[query]) if i != query]
-        others = others or [i for i in np.flatnonzero(codes[:, 0] == codes[query, 0]) if i != query]
-        if others:
-            same.append(float(np.mean(topics[others] == topics[query])))
-            chance.append(float(np.mean(topics == topics[query])))
-        if others and len(examples) < 4 and query % 5 == 0:
-            shown = [passages[i].text[:100] for i in (query, *others[:2])]
-            examples.append({"code": codes[query].tolist(), "texts": shown})
-    figure = Figure(figsize=(8, 4), layout="constrained")
-    flat = PCA(2, random_state=0).fit_transform(vectors)
-    for axes, level in zip(figure.subplots(1, 2), (0, 1), strict=True):
-        axes.scatter(*flat.T, c=codes[:, level], cmap="turbo", s=4)
-        axes.set(title=f"passages, coloured by the code of level {level}", xticks=[], yticks=[])
+    examples = []
+    for query in range(0, len(passages), 701):
+        others = [i for i in prefix_neighbours(codes, codes[query], at_least=0) if i != query]
+        shared = int((codes[others[0]] == codes[query]).sum()) if others else 3
+        examples.append({"shared": shared, "texts": [passages[i].text[:100] for i in (query, *others[:2])]})
+    same = [_same_topic(codes[:, :length], topics) for length in range(4)]
+    _draw(folder / "sentence_codes.png", PCA(2, random_state=0).fit_transform(vectors), codes, same)
+    return {"report": sentence_code_report(codes, 64), "same_topic": same, "examples": examples}
+
+
+def _same_topic(prefixes: np.ndarray, topics: np.ndarray) -> float:
+    """The chance that two passages of one prefix are of one topic."""
+    both = alike = 0
+    _, group_of = np.unique(prefixes, axis=0, return_inverse=True)
+    for group in range(int(group_of.max()) + 1):
+        _, sizes = np.unique(topics[group_of.reshape(-1) == group], return_counts=True)
+        both += int(sizes.sum()) * (int(sizes.sum()) - 1)
+        alike += int((sizes * (sizes - 1)).sum())
+    return alike / max(1, both)
+
+
+def _draw(path: Path, flat: np.ndarray, codes: np.ndarray, same: list[float]) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.scatter(*flat.T, c="0.85", s=3)
+    for code in np.bincount(codes[:, 0]).argsort()[::-1][:8]:
+        left.scatter(*flat[codes[:, 0] == code].T, s=6, label=str(code))
+    left.legend(title="first code", fontsize=7, markerscale=2)
+    left.set(title="passages, two of 64 dimensions; eight commonest first codes", xticks=[], yticks=[])
+    right.bar(["none", "1", "2", "3"], [100 * share for share in same])
+    right.set(title="pairs of passages of one topic", xlabel="codes that the two share", ylabel="%")
     picture = save_figure(figure)
-    write_with(folder / "sentence_codes.png", lambda path: picture.save(path, format="PNG"))
-    return {
-        "report": sentence_code_report(codes, 64),
-        "neighbours_of_the_same_topic": float(np.mean(same)),
-        "chance": float(np.mean(chance)),
-        "examples": examples,
-    }
+    write_with(path, lambda temporary: picture.save(temporary, format="PNG"))
 
 
 def _when(args: TextArguments) -> str:
     where = machine_line(torch.device("cpu"), "transformers")
     return f"on {date.today().isoformat()}, {where}, {args.num_threads} threads. {args.remark}".rstrip()
+
+
+def _goals(rows: list[dict[str, Any]]) -> str:
+    """What was asked, and what came."""
+    told = []
+    for row in rows:
+        if row["name"] in GOALS:
+            goal, got = GOALS[row["name"]], row["report"]["byte_accuracy"]
+            told.append(
+                f"{100 * goal:.0f} % of `{row['name']}`, {'reached' if got >= goal else 'not reached'} with {100 * got:.2f} %"
+            )
+    return f"Asked were {'; '.join(told)}." if told else "No rate with a goal was measured."
+
+
+def _wrong_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """Which bytes are lost, and why."""
+    rows = [row for row in rows if row["wrong"] is not None]
+    if not rows:
+        return []
+    kinds = list(rows[0]["wrong"])
+    table = {"share of the text": [rows[0]["wrong"][kind][0] for kind in kinds]}
+    table |= {row["name"]: [row["wrong"][kind][1] for kind in kinds] for row in rows}
+    lines = ["Which bytes come back wrong, in % of each kind:", "", f"| tokenizer | {' | '.join(kinds)} |"]
+    lines += [f"| --- |{' ---: |' * len(kinds)}"]
+    lines += [f"| {name} | {' | '.join(f'{100 * share:.1f}' for share in row)} |" for name, row in table.items()]
+    for row in rows:
+        if row["pairs"]:
+            pairs = row["pairs"]
+            lines += [
+                "",
+                f"Why `{row['name']}` does not get all: a code of 256 stands for a pair of bytes, of which the held-out text has "
+                f"{pairs['different']:,} different ones, with an entropy of {pairs['entropy']:.2f} bits. Given the pair the code is known "
+                f"but for {pairs['code_given_pair']:.2f} bits: what surrounds a pair hardly changes its code, so that rare pairs share "
+                f"the codes of common ones; given the code {pairs['pair_given_code']:.2f} bits of the pair are left, which the decoder "
+                "has to find in what stands around it.",
+            ]
+    return [*lines, ""]
 
 
 def _write_page(page: Path, folder: Path, found: dict[str, Any], args: TextArguments) -> None:
@@ -247,17 +405,10 @@ def _write_page(page: Path, folder: Path, found: dict[str, Any], args: TextArgum
         "",
         text_report.to_markdown([row["report"] for row in rows]),
         "",
-        "Exact chunks are those of 64 bytes without an error. Asked were "
-        + " and ".join(f"{100 * goal:.0f} % of bytes with `text/{name}`" for name, goal in GOALS.items())
-        + ": "
-        + "; ".join(
-            f"{row['name']} {'reaches' if row['report']['unit_accuracy'] >= GOALS[row['name']] else 'does not reach'} it "
-            f"({100 * row['report']['unit_accuracy']:.2f} %)"
-            for row in rows
-            if row["name"] in GOALS
-        )
-        + ".",
+        "Exact chunks are those of 64 bytes without an error. A unit of `tokens-*` is a token of byte-pair encoding; the bytes of a token",
+        "are right where the token is. " + _goals(rows),
         "",
+        *_wrong_lines(rows),
         "## What the codes cost",
         "",
         "| | bits per byte | |",
@@ -274,10 +425,13 @@ def _write_page(page: Path, folder: Path, found: dict[str, Any], args: TextArgum
         "",
         "## What the codes know",
         "",
-        f"The topic of a passage, one of the {len(classifier['classes'])} largest, of {classifier['held_out']} held-out passages: "
-        f"{100 * classifier['words']:.1f} % right from its words, {100 * classifier['codes']:.1f} % from codes and pairs of codes of "
-        f"`text/{rows[-1]['name']}`, {100 * classifier['commonest']:.1f} % by always saying the commonest. "
-        "The tokenizer saw most of these passages, without their topics, when it was trained.",
+        f"The topic of a passage, one of the {len(classifier['classes'])} largest, of {classifier['held_out']} held-out passages, "
+        "by logistic regression on words, or on codes and pairs of neighbouring codes (the tokenizers saw most of these passages, without",
+        "their topics, when they were trained):",
+        "",
+        "| | right % |",
+        "| --- | ---: |",
+        *(f"| {name} | {100 * share:.1f} |" for name, share in classifier["right"].items()),
         "",
         "## Codes of whole passages",
         "",
@@ -285,14 +439,20 @@ def _write_page(page: Path, folder: Path, found: dict[str, Any], args: TextArgum
         f"{semantic_['report']['unique_ratio']:.1%} of {semantic_['report']['num_sentences']} passages have a code of their own, "
         f"entropies {', '.join(f'{bits:.2f}' for bits in semantic_['report']['entropy_bits'])} of 6 bits, "
         f"collapsed: {'; '.join(semantic_['report']['collapsed']) or 'nothing'}. "
-        f"Of the neighbours by the longest common prefix {semantic_['neighbours_of_the_same_topic']:.1%} are of the same topic, "
-        f"{semantic_['chance']:.1%} by chance.",
+        f"Two passages are of the same topic in {semantic_['same_topic'][0]:.1%} of all pairs, "
+        + ", ".join(f"{share:.1%} of those that share {n}" for n, share in enumerate(semantic_["same_topic"]) if n)
+        + " codes.",
         "",
         f"![passages by their codes]({picture.name})",
         "",
     ]
     for example in semantic_["examples"]:
-        lines += [f"Passages near the code {example['code']}:", "", *(f"- {text!r}" for text in example["texts"]), ""]
+        lines += [
+            f"A passage, and others that share {example['shared']} codes with it:",
+            "",
+            *(f"- {text!r}" for text in example["texts"]),
+            "",
+        ]
     for row in rows:
         lines += [f"## {row['name']}", "", f"{row['steps']} steps. A held-out passage and what comes back:", ""]
         lines += ["```text", row["reconstruction"][0], "```", "", "```text", row["reconstruction"][1], "```", ""]
