@@ -1,0 +1,92 @@
+"""Wrapped codecs keep the promises of every room, and give the codes that transformers' own models give."""
+
+import pytest
+import torch
+from torch import nn
+
+from tests.audio.test_modeling_audio_vq import AudioTests
+from tests.common import TokenizerTests
+from tests.tiny_codecs import codec_config, save_codec
+from vqtok.audio.wrapped import WrappedAudioConfig, WrappedAudioModel
+
+LENGTHS = [1, 39, 40, 41, 400, 999, 2000]
+
+
+class WrappedTests(TokenizerTests):
+    """The common tests, with a codec's own modules and tables."""
+
+    model_class = WrappedAudioModel
+    config_fields = {"codec", "source", "decoder_fingerprint", "license"}
+    sizes = [(640,), (880,), (80,)]
+    kind: str
+    quantizer_terms = {"commitment_loss": 0.25}
+
+    def make_config(self, **changes):
+        return WrappedAudioConfig(codec=codec_config(self.kind).to_diff_dict(), **changes)
+
+    def make_model(self, **changes):
+        """With weights that do something: those that transformers starts with are far too small."""
+        model = super().make_model(**changes)
+        with torch.no_grad():
+            for name, value in (*model.encoder.named_parameters(), *model.decoder.named_parameters()):
+                if value.ndim == 3 and "semantic_model" not in name:
+                    nn.init.normal_(value, 0, (2 / (value.shape[1] * value.shape[2])) ** 0.5)
+        model.init_codebooks([self.make_media(8, self.sizes[0], seed=100)])
+        return model
+
+    make_media = AudioTests.make_media
+
+
+class TestEnCodec(WrappedTests):
+    kind = "encodec"
+
+
+class TestDAC(WrappedTests):
+    kind = "dac"
+    quantizer_terms = {"commitment_loss": 0.25, "codebook_loss": 1.0}
+
+
+class TestMimi(WrappedTests):
+    kind = "mimi"
+
+
+class TestXCodec(WrappedTests):
+    kind = "xcodec"
+
+
+@torch.no_grad()
+def their_codes(kind, model, clip):
+    """Of one clip `(1, 1, T)` at the highest rate, prepared as the codec's own extractor does it: int64 `(1, Q, t)`."""
+    if kind in ("dac", "xcodec"):  # whose extractors pad to the hop
+        clip = nn.functional.pad(clip, (0, -clip.shape[2] % 40))
+    if kind == "encodec":
+        return model.encode(clip, bandwidth=model.config.target_bandwidths[-1]).audio_codes[0]
+    return model.encode(clip).audio_codes
+
+
+@torch.no_grad()
+def their_sound(kind, model, codes):
+    out = model.decode(codes[None], [None]) if kind == "encodec" else model.decode(audio_codes=codes)
+    return out.audio_values.reshape(len(codes), 1, -1)
+
+
+@pytest.mark.parametrize("kind", ["encodec", "dac", "mimi", "xcodec"])
+def test_codes_and_sound_are_those_of_transformers(kind, tmp_path):
+    theirs = save_codec(kind, tmp_path)
+    ours = WrappedAudioModel.from_codec(tmp_path)
+    used = set()
+    for length in LENGTHS:
+        clip = AudioTests().make_media(1, (length,), seed=length)
+        expected = their_codes(kind, theirs, clip)
+        (codes,) = ours.encode(clip).codes
+        assert codes.equal(expected), length
+        assert codes.shape[2] == -(-length // 40)
+        used |= set(codes.flatten().tolist())
+        for depth in range(1, codes.shape[1] + 1):
+            sound = their_sound(kind, theirs, expected[:, :depth])
+            made = ours.decode((codes[:, :depth],)).reconstruction.detach()
+            short = 40 * codes.shape[2] - sound.shape[2]
+            assert 0 <= short <= (8 if kind == "dac" else 0)
+            torch.testing.assert_close(made[..., : sound.shape[2]], sound, rtol=1e-4, atol=1e-5)
+            assert not made[..., sound.shape[2] :].any()
+    assert len(used) > 8, "codes are all alike: the test shows nothing"
