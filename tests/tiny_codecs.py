@@ -33,6 +33,7 @@ SEMANTIC |= {"conv_dim": [8, 8], "conv_stride": [8, 5], "conv_kernel": [10, 5], 
 SEMANTIC |= {"num_conv_pos_embedding_groups": 2}
 XCODEC = {"target_bandwidths": [0.8, 2.5], "codebook_size": 16, "sample_rate": 8000, "semantic_model_config": SEMANTIC}
 XCODEC |= {"acoustic_model_config": {**DAC, "model_type": "dac", "downsampling_ratios": [8, 5], "hidden_size": 16}}
+XCODEC["acoustic_model_config"]["upsampling_ratios"] = [8, 5]
 KINDS = {
     "encodec": (EncodecConfig, EncodecModel, ENCODEC, "EncodecFeatureExtractor"),
     "dac": (DacConfig, DacModel, DAC, "DacFeatureExtractor"),
@@ -45,16 +46,21 @@ def codec_config(kind, **changes):
     return KINDS[kind][0](**{**KINDS[kind][2], **changes})
 
 
+@torch.no_grad()
+def wake(module):
+    """Weights of convolutions that do something: transformers' own start is far too small to matter."""
+    for name, value in module.named_parameters():
+        if value.ndim == 3 and "semantic_model" not in name:
+            inner = 0.2 if "res_unit" in name else 1.0
+            torch.nn.init.normal_(value, 0, (inner / (value.shape[1] * value.shape[2])) ** 0.5)
+
+
 def make_codec(kind, seed=0, **changes):
     """A model of transformers; its tables spread as its latents do, so that many codes are used."""
     torch.manual_seed(seed)
     model = KINDS[kind][1](codec_config(kind, **changes)).eval()
     with torch.no_grad():
-        for name, value in model.named_parameters():
-            if value.ndim == 3 and not name.startswith(
-                "semantic_model"
-            ):  # transformers' own start is far too small to matter
-                torch.nn.init.normal_(value, 0, (2 / (value.shape[1] * value.shape[2])) ** 0.5)
+        wake(model)
         for name, value in model.named_buffers():
             if name.endswith(("embed", "embed_sum")):
                 value.normal_(0, 0.5)

@@ -6,7 +6,7 @@ from torch import nn
 
 from tests.audio.test_modeling_audio_vq import AudioTests
 from tests.common import TokenizerTests
-from tests.tiny_codecs import codec_config, save_codec
+from tests.tiny_codecs import codec_config, save_codec, wake
 from vqtok.audio.wrapped import WrappedAudioConfig, WrappedAudioModel
 
 LENGTHS = [1, 39, 40, 41, 400, 999, 2000]
@@ -25,12 +25,9 @@ class WrappedTests(TokenizerTests):
         return WrappedAudioConfig(codec=codec_config(self.kind).to_diff_dict(), **changes)
 
     def make_model(self, **changes):
-        """With weights that do something: those that transformers starts with are far too small."""
         model = super().make_model(**changes)
-        with torch.no_grad():
-            for name, value in (*model.encoder.named_parameters(), *model.decoder.named_parameters()):
-                if value.ndim == 3 and "semantic_model" not in name:
-                    nn.init.normal_(value, 0, (2 / (value.shape[1] * value.shape[2])) ** 0.5)
+        wake(model.encoder)
+        wake(model.decoder)
         model.init_codebooks([self.make_media(8, self.sizes[0], seed=100)])
         return model
 

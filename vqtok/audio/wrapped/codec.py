@@ -133,6 +133,13 @@ class Front(nn.Module):
         return self.module(x)
 
 
+def check_upsampling(config: Any, name: str) -> None:
+    """Refuse a config of DAC whose decoder goes up otherwise than its encoder goes down."""
+    down, up = list(config.downsampling_ratios), list(config.upsampling_ratios)
+    if math.prod(down) != math.prod(up):
+        raise ValueError(f"{name}: upsampling_ratios {up} do not undo downsampling_ratios {down}: mend the config")
+
+
 def _check_numbers(value: Any, name: str, key: str = "") -> None:
     if isinstance(value, Mapping):
         for inner, each in value.items():

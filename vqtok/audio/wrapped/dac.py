@@ -9,23 +9,16 @@ from torch import Tensor, nn
 from transformers import DacConfig, DacModel
 
 from vqtok.codes import LevelLayout
-from vqtok.quantizers import Codebook, HierarchicalQuantizer, nearest_code
+from vqtok.quantizers import Codebook, HierarchicalQuantizer
 
-from .codec import Codec, Front
+from .codec import Codec, Front, check_upsampling
 
 
 class DirectionCodebook(Codebook):
-    """Codes are found by direction, and stand for rows that are as long as they are; a `Codebook` of cosines makes them unit length."""
-
-    @property
-    def table(self) -> Tensor:
-        return self.embedding
+    """Codes are found by direction alone, and stand for rows as long as they are stored; `table` are their directions."""
 
     def forward(self, codes: Tensor) -> Tensor:
         return nn.functional.embedding(codes, self.embedding)
-
-    def encode(self, z: Tensor) -> Tensor:
-        return nearest_code(z.reshape(-1, z.shape[-1]), self._unit(self.embedding)).view(z.shape[:-1])
 
 
 class DAC(Codec):
@@ -46,6 +39,10 @@ class DAC(Codec):
         "codebook_dim",
     )
     pads = True
+
+    def check(self, config: Any) -> None:
+        super().check(config)
+        check_upsampling(config, self.name)
 
     def level(self, config: Any) -> LevelLayout:
         return LevelLayout(config.hop_length, config.n_codebooks, config.codebook_size)

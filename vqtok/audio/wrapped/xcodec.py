@@ -10,7 +10,7 @@ from transformers import XcodecConfig, XcodecModel
 
 from vqtok.codes import LevelLayout
 
-from .codec import Codec
+from .codec import Codec, check_upsampling
 
 _SEMANTIC = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act")
 _SEMANTIC += ("conv_dim", "conv_stride", "conv_kernel", "conv_bias", "feat_extract_norm", "feat_extract_activation")
@@ -29,6 +29,7 @@ class XcodecFront(nn.Module):
         super().__init__()
         self.acoustic, self.semantic = model.acoustic_encoder, model.encoder_semantic
         self.semantic_model, self.join = model.semantic_model.requires_grad_(False), model.fc
+        self.semantic_model.masked_spec_embed = None  # of training only
         self.pad = model.pad
 
     def train(self, mode: bool = True) -> XcodecFront:
@@ -81,6 +82,7 @@ class XCodec(Codec):
         super().check(config)
         if config.acoustic_model_config.model_type != "dac":
             raise ValueError(f"X-Codec with {config.acoustic_model_config.model_type!r} instead of 'dac' is not known")
+        check_upsampling(config.acoustic_model_config, "X-Codec's acoustic model")
         if config.semantic_model_config.model_type not in ("hubert", "wavlm"):
             raise ValueError(
                 f"X-Codec with {config.semantic_model_config.model_type!r} instead of 'hubert' or 'wavlm' is not known"
