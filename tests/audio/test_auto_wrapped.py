@@ -1,6 +1,5 @@
 """Published codecs through the facade: exact lengths, any batch, saving by name, weights on request, refusals."""
 
-import copy
 import json
 import pickle
 import shutil
@@ -10,17 +9,17 @@ import pytest
 import torch
 from transformers import EncodecConfig
 
+from tests.hub.loopback import MINE
 from tests.tiny import assert_same_codes, sound
 from tests.tiny_codecs import save_codec
-from vqtok import Codes, VQTokenizer, cli
+from vqtok import CodePriorConfig, CodePriorModel, Codes, VQPipeline, VQTokenizer, cli
 from vqtok.audio.files import write_file
-from vqtok.audio.wrapped import CODECS
 from vqtok.encoding import encode_dataset
 from vqtok.evaluation import audio_report
 from vqtok.prior.data import CodeDataset
 
 SIZES = [1, 39, 40, 41, 1000, 999, 2000, 1000]
-KINDS = list(CODECS)
+KINDS = ["encodec", "dac", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("mimi", "xcodec"))]
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -184,13 +183,13 @@ def test_a_wrong_rate_is_refused_unless_resampling_is_asked_for(encodec):
         tok.encode(sound(500), sampling_rate=16_000)
     tok.processor.resample = True
     assert tok.encode(sound(500), sampling_rate=16_000).sizes.tolist() == [[250]]
-    with pytest.raises(ValueError, match="601 s"):
+    with pytest.raises(ValueError, match="a clip lasts 601.0 s"):
         tok.encode(np.zeros(601 * 8000, np.float32), sampling_rate=8000)
 
 
 def test_the_command_line(encodec, tmp_path, capsys):
     write_file(tmp_path / "voice.wav", sound(1234), 8000)
-    model = ["--model", str(encodec)]
+    model = ["--tokenizer", str(encodec)]
     assert cli.main(["encode", str(tmp_path / "voice.wav"), str(tmp_path / "voice.vq"), *model]) == 0
     assert cli.main(["decode", str(tmp_path / "voice.vq"), str(tmp_path / "back.wav"), *model]) == 0
     assert cli.main(["info", str(tmp_path / "voice.vq")]) == 0
@@ -210,5 +209,68 @@ def test_a_code_cache_and_an_evaluation(encodec, tmp_path):
     encode_dataset(tok, clips, tmp_path / "codes", batch_size=2)
     codes = CodeDataset(tmp_path / "codes")
     assert len(codes) == 3 and codes.fingerprint == tok.fingerprint
-    found = audio_report.evaluate(copy.copy(tok), clips, name="encodec", speech=False)
-    assert found["kbps"]["nominal"] == pytest.approx(3.2) and found["tokenizer"]["class"] == "WrappedAudioModel"
+    found = audio_report.evaluate(tok, clips, name="encodec", speech=False)
+    assert (
+        found["tokenizer"]["nominal_kbps"] == pytest.approx(3.2) and found["tokenizer"]["class"] == "WrappedAudioModel"
+    )
+
+
+def on_the_hub(hub, folder, name="somebody/codec"):
+    hub.add(name, {path.name: path.read_bytes() for path in folder.iterdir()})
+
+
+def test_a_push_names_the_codec_and_holds_no_weights(hub, encodec, tmp_path, monkeypatch):
+    on_the_hub(hub, encodec)
+    monkeypatch.setenv("HF_TOKEN", MINE)
+    tok = VQTokenizer.from_pretrained("somebody/codec")
+    revision = tok.model.config.source["revision"]
+    assert tok.source == {"repo": "somebody/codec", "revision": revision, "fingerprint": tok.fingerprint}
+    tok.push_to_hub("me/wrapped")
+    files = hub.repos["me/wrapped"].files()
+    assert set(files) == {".gitattributes", "README.md", "config.json", "preprocessor_config.json"}
+    card = files["README.md"].decode()
+    assert "base_model: somebody/codec" in card and f"at revision `{revision}`" in card
+    assert "It wraps EnCodec" in card and "stay under the licence of their authors" in card
+    on_the_hub(hub, encodec)  # a later commit does not matter
+    back = VQTokenizer.from_pretrained("me/wrapped")
+    assert back.verify() == tok.fingerprint and back.model.config.source["revision"] == revision
+    assert_same_codes(*(each.encode(sound(999), sampling_rate=8000) for each in (back, tok)))
+    tok.save_pretrained(tmp_path / "whole", weights=True, license="mit")
+    assert cli.main(["push", str(tmp_path / "whole"), "me/whole"]) == 0
+    files = hub.repos["me/whole"].files()
+    card = files["README.md"].decode()
+    assert "model.safetensors" in files and "license: mit" in card and "are its authors', under mit" in card
+
+
+def test_a_codec_of_this_machine_is_not_pushed_by_name(hub, encodec, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", MINE)
+    tok = VQTokenizer.from_pretrained(encodec)
+    with pytest.raises(ValueError, match="which nobody else has"):
+        tok.push_to_hub("me/wrapped")
+    with pytest.raises(ValueError, match="push the VQTokenizer"):
+        tok.model.push_to_hub("me/wrapped")
+    assert "me/wrapped" not in hub.repos
+
+
+def test_a_stranger_cannot_name_a_folder_here(hub, encodec, tmp_path):
+    VQTokenizer.from_pretrained(encodec).save_pretrained(tmp_path / "mine")
+    on_the_hub(hub, tmp_path / "mine", "stranger/wrapped")
+    with pytest.raises(ValueError, match="names a folder of another machine"):
+        VQTokenizer.from_pretrained("stranger/wrapped")
+    edit(tmp_path / "mine" / "config.json", source={"repo": "../../etc", "revision": "main"})
+    with pytest.raises(ValueError, match="is no repository and revision"):
+        VQTokenizer.from_pretrained(tmp_path / "mine")
+
+
+def test_a_prior_over_a_wrapped_codec_is_saved_with_its_name(encodec, tmp_path):
+    tok = VQTokenizer.from_pretrained(encodec)
+    backbone = {"model_type": "gpt2", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    told = {"condition": "class", "text_size": 3, "fingerprint": tok.fingerprint, "max_grid": 5}
+    torch.manual_seed(0)
+    prior = CodePriorModel(CodePriorConfig(layout=tok.layout.to_dict(), backbone_config=backbone, **told)).eval()
+    pipe = VQPipeline(prior, tok)
+    pipe.save_pretrained(tmp_path / "pipe")
+    assert not (tmp_path / "pipe" / "vq_tokenizer" / "model.safetensors").exists()
+    back = VQPipeline.from_pretrained(tmp_path / "pipe")
+    made = [each([1], num_samples=2, seed=3) for each in (pipe, back)]
+    assert all(np.array_equal(a, b) for a, b in zip(*made, strict=True)) and back.sampling_rate == 8000

@@ -34,21 +34,34 @@ class WrappedTests(TokenizerTests):
     make_media = AudioTests.make_media
 
 
+@pytest.mark.slow
 class TestEnCodec(WrappedTests):
     kind = "encodec"
 
 
+@pytest.mark.slow
 class TestDAC(WrappedTests):
     kind = "dac"
     quantizer_terms = {"commitment_loss": 0.25, "codebook_loss": 1.0}
 
 
+@pytest.mark.slow
 class TestMimi(WrappedTests):
     kind = "mimi"
 
 
+@pytest.mark.slow
 class TestXCodec(WrappedTests):
     kind = "xcodec"
+
+
+@pytest.mark.parametrize("case", [TestEnCodec, TestDAC, TestMimi, TestXCodec])
+def test_the_promises_in_short(case, tmp_path):
+    """What of the classes above is worth its time in every run."""
+    tests = case()
+    tests.test_forward_decodes_what_encode_says()
+    tests.test_a_batch_has_the_codes_of_its_samples()
+    tests.test_save_and_load_are_bit_equal(tmp_path)
 
 
 @torch.no_grad()

@@ -13,9 +13,10 @@ from transformers.utils import logging as transformers_logging
 
 from vqtok.audio.configuration_audio_vq import AudioVQConfig
 from vqtok.audio.feature_extraction_audio_vq import MAX_SECONDS, AudioVQFeatureExtractor
+from vqtok.audio.feature_extraction_wrapped_audio import WrappedAudioFeatureExtractor
 from vqtok.audio.long import encode_file
 from vqtok.audio.modeling_audio_vq import AudioVQModel
-from vqtok.audio.wrapped import CODECS, WrappedAudioConfig, WrappedAudioFeatureExtractor, WrappedAudioModel
+from vqtok.audio.wrapped import CODECS, WrappedAudioConfig, WrappedAudioModel
 from vqtok.codes import CodeLayout
 from vqtok.files import read_json
 from vqtok.hub.weights import require_safetensors

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from vqtok.audio.wrapped import CODECS, WrappedAudioFeatureExtractor, WrappedAudioModel
+from vqtok.audio.feature_extraction_wrapped_audio import WrappedAudioFeatureExtractor
+from vqtok.audio.wrapped import CODECS, WrappedAudioModel
 from vqtok.files import read_json
 from vqtok.fingerprint import check_fingerprint
 from vqtok.hub.folders import HUB_ID, fetch_folder, is_revision, replace_files

@@ -45,9 +45,9 @@ class MimiBack(nn.Module):
 class Mimi(Codec):
     """A clip alone has the codes that `MimiModel.encode` gives; the first codebook is the semantic one.
 
-    Mimi has two residual quantizers that see the same latents: a semantic and an acoustic one. Here they are one, whose latents are those of
-    both side by side: the rows of the semantic codebooks are zero in the acoustic half, and the other way round, so that a search in one
-    half is not moved by the other.
+    Mimi has two residual quantizers that see the same latents: a semantic and an acoustic one. Here they are one, whose latents are
+    those of both side by side: the rows of semantic codebooks are zero in the acoustic half, and the other way round, so that a search in
+    one half is not moved by the other.
     """
 
     name = "Mimi"

@@ -33,8 +33,8 @@ _HUB = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
 class WrappedAudioModel(VQPreTrainedModel):
     """Sound to codes and back by EnCodec, DAC, Mimi or X-Codec: their encoder and decoder, and their tables in our quantizer.
 
-    `forward` and `encode` take `input_values`, float `(B, C, T)` of any T: clips of one exact length, because what is before or behind a clip
-    changes codes of codecs that are not causal, and where a clip ends changes the last codes of all of them. Codes are a tuple of one level,
+    `forward` and `encode` take `input_values`, float `(B, C, T)` of any T: clips of one exact length, because what stands behind a clip
+    changes codes of codecs that are not causal, and where it ends changes the last codes of all of them. Codes are a tuple of one level,
     int64 `(B, Q, t)` with t = T / hop, rounded up. `decode` gives t times the hop samples.
 
     Args:

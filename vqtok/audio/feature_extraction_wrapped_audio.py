@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vqtok.audio.feature_extraction_audio_vq import AudioVQFeatureExtractor
+from .feature_extraction_audio_vq import AudioVQFeatureExtractor
 
 # A clip is in memory as a whole, with all activations of the codec: about 2 GB for EnCodec.
 MAX_CLIP_SECONDS = 600
