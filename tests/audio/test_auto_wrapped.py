@@ -16,6 +16,7 @@ from vqtok import CodePriorConfig, CodePriorModel, Codes, VQPipeline, VQTokenize
 from vqtok.audio.files import write_file
 from vqtok.encoding import encode_dataset
 from vqtok.evaluation import audio_report
+from vqtok.hub.folders import fetch_folder
 from vqtok.prior.data import CodeDataset
 
 SIZES = [1, 39, 40, 41, 1000, 999, 2000, 1000]
@@ -260,6 +261,14 @@ def test_a_stranger_cannot_name_a_folder_here(hub, encodec, tmp_path):
     edit(tmp_path / "mine" / "config.json", source={"repo": "../../etc", "revision": "main"})
     with pytest.raises(ValueError, match="is no repository and revision"):
         VQTokenizer.from_pretrained(tmp_path / "mine")
+
+
+def test_a_pipeline_of_a_stranger_cannot_either(hub, encodec, tmp_path):
+    VQTokenizer.from_pretrained(encodec).save_pretrained(tmp_path / "mine")
+    on_the_hub(hub, tmp_path / "mine", "stranger/wrapped")
+    fetched, _ = fetch_folder("stranger/wrapped", ["*"])
+    with pytest.raises(ValueError, match="names a folder of another machine"):
+        VQTokenizer.from_pretrained(fetched)
 
 
 def test_a_prior_over_a_wrapped_codec_is_saved_with_its_name(encodec, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from vqtok.hub.folders import HUB_ID, fetch_folder, is_revision, replace_files
 from vqtok.hub.weights import INDEX, WEIGHTS
 
 from .rooms import FILES, WRAPPED, load_config, load_model, load_processor, quiet
+
+# How huggingface_hub names the folder of a commit in its cache, in which a pipeline has its tokenizer.
+_SNAPSHOT = re.compile(r"/snapshots/[0-9a-f]{40}(/|$)")
 
 
 def is_codec(folder: Path) -> bool:
@@ -176,7 +180,7 @@ def _fetch(folder: Path, source: dict[str, str] | None, downloaded: bool, hub: d
             f"{folder} holds no weights, and its config.json does not say where they lie: save it again"
         )
     if "folder" in source:
-        if downloaded:
+        if downloaded or _SNAPSHOT.search(folder.resolve().as_posix()):
             raise ValueError(
                 f"{path} names a folder of another machine ({source['folder']}): ask its author for the weights"
             )
@@ -188,6 +192,8 @@ def _fetch(folder: Path, source: dict[str, str] | None, downloaded: bool, hub: d
         return Path(source["folder"])
     if not HUB_ID.fullmatch(source["repo"]) or not is_revision(source["revision"]):
         raise ValueError(f"{path}: source {source} is no repository and revision of the Hub: save the tokenizer again")
+    if os.path.exists(source["repo"]):
+        raise ValueError(f"{source['repo']} is a repository on the Hub, and a folder of that name is in the way here")
     try:
         found, _ = fetch_folder(
             source["repo"], FILES, revision=source["revision"], subfolder=source.get("subfolder", ""), **hub
