@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from examples import encode_dataset, generate, train_prior, train_tokenizer
 from tests.tiny import AUDIO_CONFIG, make_audio_tokenizer, sound
+from tests.tiny_codecs import save_codec
 from vqtok import VQPipeline, VQTokenizer
 from vqtok.audio.discriminators import load_discriminator
 from vqtok.prior.data import CodeDataset
@@ -170,11 +171,16 @@ def test_rates_are_not_changed_unasked(place, tmp_path):
     assert train(place, tmp_path / "again", *options, "--resample")["usage"]
 
 
-def test_a_prior_of_sound_speaks_for_as_long_as_it_wants(place, tmp_path):
-    """Recordings of different length in one batch, and a pipeline that returns sound."""
-    train(place, tmp_path / "vq")
+@pytest.mark.parametrize("codec", [None, pytest.param("encodec", marks=pytest.mark.slow)])
+def test_a_prior_of_sound_speaks_for_as_long_as_it_wants(place, tmp_path, codec):
+    """Recordings of different length in one batch, and a pipeline that returns sound; over a tokenizer of ours or a published codec."""
+    if codec is None:
+        train(place, tmp_path / "vq")
+    else:
+        (tmp_path / "vq").mkdir()
+        save_codec(codec, tmp_path / "vq")
     backbone = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
-    backbone |= {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 512}
+    backbone |= {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 1024}
     (tmp_path / "recipe").mkdir()
     model = {"model_type": "vqtok_prior", "condition": "none", "stops": True, "backbone_config": backbone}
     for name, value in (("config", model), ("training", {})):

@@ -296,6 +296,7 @@ def load_checked(from_pretrained: Callable[..., Any], source: Any, *args: Any, *
     """What `from_pretrained` of transformers loads, but safetensors only, and every weight must be there and fit.
 
     The headers of the files are compared with the config before anything is allocated: a small file cannot ask for a large model.
+    With `may_hold_more` the files may hold weights that the model does not have.
 
     Raises:
         OSError: the folder or repository has no safetensors, or cannot be read.
@@ -303,6 +304,7 @@ def load_checked(from_pretrained: Callable[..., Any], source: Any, *args: Any, *
             are named.
     """
     wants_info = kwargs.pop("output_loading_info", False)
+    extra = kwargs.pop("may_hold_more", False)
     name, plain = source, source is not None and not kwargs.get("variant") and not kwargs.get("gguf_file")
     try:
         if plain:
@@ -333,9 +335,8 @@ def load_checked(from_pretrained: Callable[..., Any], source: Any, *args: Any, *
         raise ValueError(
             f"{source}: the config makes no sense to transformers ({type(error).__name__}: {error})"
         ) from error
-    _refuse(
-        source, {key: sorted(map(str, info[key])) for key in ("missing_keys", "mismatched_keys", "unexpected_keys")}
-    )
+    kinds = ("missing_keys", "mismatched_keys", *(() if extra else ("unexpected_keys",)))
+    _refuse(source, {key: sorted(map(str, info[key])) for key in kinds})
     model.config.name_or_path = str(name)
     return (model, info) if wants_info else model
 

@@ -435,7 +435,7 @@ def _load_vq_tokenizer(folder: Path, facts: dict[str, Any], hub: dict[str, Any])
         raise ValueError(f"{folder / PIPELINE_FILE}: vq_tokenizer must be a folder inside the pipeline, got {name!r}")
     if not (folder / name).is_dir():
         raise FileNotFoundError(f"{folder} has no folder {name!r} with the VQ tokenizer: save the pipeline again")
-    vq_tokenizer = VQTokenizer.from_pretrained(folder / name)
+    vq_tokenizer = VQTokenizer.from_pretrained(folder / name, **hub)
     vq_tokenizer.comes_from(facts.get("vq_tokenizer_source"))
     return vq_tokenizer
 

@@ -13,8 +13,10 @@ from transformers.utils import logging as transformers_logging
 
 from vqtok.audio.configuration_audio_vq import AudioVQConfig
 from vqtok.audio.feature_extraction_audio_vq import MAX_SECONDS, AudioVQFeatureExtractor
+from vqtok.audio.feature_extraction_wrapped_audio import WrappedAudioFeatureExtractor
 from vqtok.audio.long import encode_file
 from vqtok.audio.modeling_audio_vq import AudioVQModel
+from vqtok.audio.wrapped import CODECS, WrappedAudioConfig, WrappedAudioModel
 from vqtok.codes import CodeLayout
 from vqtok.files import read_json
 from vqtok.hub.weights import require_safetensors
@@ -44,12 +46,14 @@ class Room(NamedTuple):
     encode_file: Callable[..., Any] | None = None
 
 
+WRAPPED = Room("audio", "audio", "sample", WrappedAudioConfig, WrappedAudioModel, WrappedAudioFeatureExtractor)
 ROOMS = {
     ImageVQConfig.model_type: Room("image", "images", "pixel", ImageVQConfig, ImageVQModel, ImageVQImageProcessor),
     AudioVQConfig.model_type: Room(
         "audio", "audio", "sample", AudioVQConfig, AudioVQModel, AudioVQFeatureExtractor, encode_file
     ),
     TextVQConfig.model_type: Room("text", "texts", "unit", TextVQConfig, TextVQModel, TextVQProcessor),
+    WrappedAudioConfig.model_type: WRAPPED,
 }
 for _model_type, _room in ROOMS.items():
     AutoConfig.register(_model_type, _room.config, exist_ok=True)
@@ -58,6 +62,7 @@ for _model_type, (_config, _model) in PRIORS.items():
     AutoConfig.register(_model_type, _config, exist_ok=True)
     AutoModel.register(_config, _model, exist_ok=True)
 AutoFeatureExtractor.register(AudioVQConfig, AudioVQFeatureExtractor, exist_ok=True)
+AutoFeatureExtractor.register(WrappedAudioConfig, WrappedAudioFeatureExtractor, exist_ok=True)
 AutoFeatureExtractor.register(TextVQConfig, TextVQProcessor, exist_ok=True)
 # Older transformers have no AutoImageProcessor without torchvision; VQTokenizer does not need it.
 with suppress(ImportError):
@@ -94,9 +99,11 @@ def room_of(folder: Path) -> Room:
     model_type = None if pipeline else read_json(folder / "config.json").get("model_type")
     if pipeline:
         raise ValueError(f"{folder} is a pipeline: use VQPipeline.from_pretrained, or subfolder='vq_tokenizer'")
+    if isinstance(model_type, str) and model_type in CODECS:
+        return WRAPPED
     if not isinstance(model_type, str) or model_type not in ROOMS:
         raise ValueError(
-            f"{folder / 'config.json'} is of model_type {model_type!r}, which is no VQ tokenizer ({', '.join(ROOMS)})"
+            f"{folder / 'config.json'} is of model_type {model_type!r}, which is no VQ tokenizer ({', '.join((*ROOMS, *CODECS))})"
         )
     return ROOMS[model_type]
 

@@ -22,7 +22,8 @@ from vqtok.hub.publish import PublishedFacade
 from vqtok.modeling import VQPreTrainedModel, check_size, evaluating
 
 from .batches import default_batch_size, group_by_shape
-from .rooms import FILES, ROOMS, bits_per_unit, load_config, load_model, load_processor, quiet, room_of
+from .rooms import FILES, ROOMS, WRAPPED, bits_per_unit, load_config, load_model, load_processor, quiet, room_of
+from .wrapped import card_facts, check_pushable, describe, open_wrapped, write_wrapped
 
 
 class VQTokenizer(PublishedFacade):
@@ -93,7 +94,8 @@ class VQTokenizer(PublishedFacade):
         """The tokenizer of a folder or of a repository on the Hub, in eval mode. No code and no pickle is ever loaded.
 
         Args:
-            id_or_folder: a folder that `save_pretrained` wrote, or "owner/name" on the Hub.
+            id_or_folder: a folder that `save_pretrained` wrote, or "owner/name" on the Hub; or a published codec of transformers: EnCodec,
+                DAC, Mimi or X-Codec.
             device: where the model goes; None means the CPU.
             dtype: of the weights; None means float32, in which codes are reproducible. Codebooks are always float32.
             revision: branch, tag or commit on the Hub.
@@ -114,16 +116,25 @@ class VQTokenizer(PublishedFacade):
             subfolder=subfolder,
         )
         room = room_of(folder)
-        config, processor = load_config(folder, room), load_processor(folder, room)
-        model = load_model(folder, room, config, dtype or torch.float32)
-        tokenizer = cls(model if device is None else model.to(device), processor)
         where = str(id_or_folder) if commit else str(Path(id_or_folder).expanduser().resolve())
+        if room is WRAPPED:
+            within = {"subfolder": subfolder} if subfolder else {}
+            place = {"repo": where, "revision": commit, **within} if commit else {"folder": str(Path(where, subfolder))}
+            hub = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+            model, processor = open_wrapped(folder, place, commit is not None, dtype or torch.float32, **hub)
+        else:
+            config, processor = load_config(folder, room), load_processor(folder, room)
+            model = load_model(folder, room, config, dtype or torch.float32)
+        tokenizer = cls(model if device is None else model.to(device), processor)
         model.config.name_or_path = where
         tokenizer._remember(
             id_or_folder=where, revision=commit, cache_dir=cache_dir and str(cache_dir), subfolder=subfolder
         )
         if commit is not None and tokenizer.fingerprint is not None:
             tokenizer.comes_from({"repo": where, "revision": commit, "fingerprint": tokenizer.fingerprint})
+        elif room is WRAPPED and "repo" in (named := model.config.source or {}) and tokenizer.fingerprint is not None:
+            own = {"repo": named["repo"], "revision": named["revision"], "fingerprint": tokenizer.fingerprint}
+            tokenizer.comes_from(own)
         return tokenizer
 
     @classmethod
@@ -140,28 +151,47 @@ class VQTokenizer(PublishedFacade):
         """
         folder = config_folder(name_or_folder)
         room = room_of(folder)
+        if room is WRAPPED:
+            raise ValueError(
+                f"{folder} is of a published codec, which is nothing without its weights: use from_pretrained"
+            )
         config, processor = load_config(folder, room), load_processor(folder, room)
         check_size(room.model, config)  # before anything is allocated
         config.fingerprint = None  # of the weights that lie beside, perhaps; not of these
         return cls(room.model(config).eval(), processor)
 
-    def save_pretrained(self, folder: str | os.PathLike) -> None:
+    def save_pretrained(
+        self, folder: str | os.PathLike, weights: bool | None = None, license: str | None = None
+    ) -> None:
         """Write `config.json`, `model.safetensors` and `preprocessor_config.json`; other files in the folder stay.
 
         The fingerprint is computed from the weights as they are now and stored in `config.json`. A model in train mode keeps
         its own `fingerprint` as it was (None), because its next step changes the codes.
 
+        Of a published codec only its repository and revision are stored, and loading fetches it from there.
+
+        Args:
+            folder: is made if it is not there.
+            weights: of a published codec: store its weights, too, which are somebody's; None does if the folder it came from held them.
+            license: under which the weights are, such as "mit"; for `weights=True`, see the codec's page on the Hub.
+
         Raises:
             OSError: the disk is full, say. The three files are then as they were before.
-            ValueError: the folder holds a pipeline, whose `config.json` would be overwritten.
+            ValueError: the folder holds a pipeline, whose `config.json` would be overwritten; or a codec cannot be saved by name,
+                because it was changed, or with its weights, because their license is not said.
         """
         if Path(folder, "pipeline.json").exists():
             raise ValueError(f"{folder} holds a pipeline, which this would overwrite: name another folder")
-        self._write(Path(folder))
+        self._write(Path(folder), weights, license)
         if not self.model.training:
             self._remember(id_or_folder=str(Path(folder).resolve()), revision=None, cache_dir=None, subfolder="")
 
-    def _write(self, folder: Path) -> None:
+    def _write(self, folder: Path, weights: bool | None = None, license: str | None = None) -> None:
+        if self._room is WRAPPED:
+            write_wrapped(self.model, self.processor, folder, weights, license)
+            return
+        if weights is False or license is not None:
+            raise ValueError("weights and license are for published codecs: of a model of one's own all is saved")
         config = self.model.config
         before, now = config.fingerprint, self.model.code_fingerprint(self.processor.code_fields)
         written = False
@@ -202,7 +232,15 @@ class VQTokenizer(PublishedFacade):
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "fingerprint": self.fingerprint,
             **own,
+            **(card_facts(self.model) if self._room is WRAPPED else {}),
         }
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        if self._room is WRAPPED:
+            check_pushable(self.model)
+        return super().push_to_hub(repo_id, **options)
+
+    push_to_hub.__doc__ = PublishedFacade.push_to_hub.__doc__
 
     # -- media to codes and back
 
@@ -376,6 +414,8 @@ class VQTokenizer(PublishedFacade):
         rate = getattr(self.processor, "sampling_rate", None)
         speed = "" if rate is None else f", {bits_per_unit(layout) * rate / 1000:.4g} kbps at {rate} Hz"
         lines.append(f"  {bits_per_unit(layout):.4g} bits per {unit}{speed}")
+        if self._room is WRAPPED:
+            lines.append(f"  {describe(self.model)}")
         lines.append(f"  fingerprint {self.fingerprint or 'none: not saved since it was made or trained'}")
         return "\n".join(lines)
 

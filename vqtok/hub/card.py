@@ -192,7 +192,8 @@ def _about(facts: Mapping[str, Any]) -> str:
     size = f" {facts['parameters']:,} parameters." if facts.get("parameters") else ""
     if facts["kind"] == "tokenizer":
         rate = f" {facts['kbps']:.4g} kbps at {facts['sampling_rate']:,} Hz." if facts.get("kbps") else ""
-        return f"A VQ tokenizer of {media}: they become short grids of integers, and these {media} again.{rate}{size}"
+        text = f"A VQ tokenizer of {media}: they become short grids of integers, and these {media} again.{rate}{size}"
+        return f"{text}{_wrapped(facts)}" if facts.get("wraps") else text
     if facts["kind"] == "model":
         return f"The weights of a {facts.get('class', 'model')} of vqtok.{size}"
     whose = f"the tokenizer {_place(source)}" if (source := facts.get("base_model")) else "a VQ tokenizer"
@@ -208,6 +209,18 @@ def _about(facts: Mapping[str, Any]) -> str:
         )
         reader = f" Prompts are read by {which}; it is in this repository, too."
     return f"{what} over the codes of {whose}; the tokenizer is in this repository, too.{reader}{size}"
+
+
+def _wrapped(facts: Mapping[str, Any]) -> str:
+    """Whose the codec is, and where its weights lie."""
+    source, license = facts.get("base_model"), facts.get("license")
+    whose = f"{facts['wraps']}, {_place(source)}" if source else str(facts["wraps"])
+    if facts.get("holds_weights"):
+        return f"\n\nIt wraps {whose}. The weights in this repository are its authors', under {license}."
+    return (
+        f"\n\nIt wraps {whose}. No weights are in this repository: they are fetched from there, and stay under the licence of their "
+        "authors."
+    )
 
 
 def _place(source: Mapping[str, str]) -> str:

@@ -124,7 +124,7 @@ def publish(
             path = api.hf_hub_download(name, "README.md", revision=there.sha, cache_dir=Path(scratch) / "cache")
             remote = _read_text(Path(path), "README.md on the Hub")
         data = _dataset(api, training)
-        known_facts = {**facts, "license": license, "datasets": [data] if data else None}
+        known_facts = {**facts, "license": license or facts.get("license"), "datasets": [data] if data else None}
         known_facts["prompt"] = metrics.get("prompt") or facts.get("prompt")
         samples = [each for each in names if each.startswith("samples/")][:_MOST_SHOWN]
         card = merge_cards(render(name, known_facts, metrics, training, samples), local, remote)

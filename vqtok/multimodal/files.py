@@ -95,7 +95,7 @@ def _vq_tokenizer(folder: Path, name: str, place: Any, hub: Mapping[str, Any]) -
     if place == f"vq_{name}":
         if not (folder / place).is_dir():
             raise FileNotFoundError(f"{folder} has no folder {place!r} with the VQ tokenizer: save the processor again")
-        return VQTokenizer.from_pretrained(folder / place)
+        return VQTokenizer.from_pretrained(folder / place, **hub)
     strings = (
         isinstance(place, dict)
         and set(place) == {"repo", "revision"}
