@@ -28,7 +28,7 @@ IMAGE = {
 }
 # name: (kilobits per second, of a codebook less each, millions of parameters)
 AUDIO = {
-    "audio/spoken-16khz": (1.6, 0.59),
+    "audio/spoken-16khz": (1.2, 2.33),
     "audio/speech-16khz": (6.0, 5.68),
     "audio/vqvae2-16khz": (1.25, 3.83),
     "audio/general-24khz": (6.0, 8.58),
