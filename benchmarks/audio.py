@@ -29,7 +29,8 @@ from vqtok.audio import StreamingDecoder, StreamingEncoder
 from vqtok.audio.long import decode_to_file
 from vqtok.evaluation.report import machine
 
-RECIPES = ("spoken-16khz", "speech-16khz", "vqvae2-16khz", "general-24khz", "snac-24khz", "music-44khz")
+RECIPES = ("spoken-16khz", "speech-spectra-16khz", "speech-16khz", "vqvae2-16khz")
+RECIPES += ("general-24khz", "snac-24khz", "music-44khz")
 Calls = tuple[Callable[[], Any], Callable[[], Any], int]  # encode, decode, parameters
 
 

@@ -15,6 +15,9 @@ FIELDS = {"sampling_rate", "num_channels", "downsampling_ratios", "strides", "qu
 FIELDS |= {"decoder_hidden_sizes", "latent_size", "kernel_size", "residual_kernel_size", "dilations", "compress"}
 FIELDS |= {
     "activation",
+    "encoder_front",
+    "decoder_head",
+    "spectral_window",
     "causal",
     "level_dropout",
     "reconstruction_weight",
@@ -105,6 +108,21 @@ class TestCausalLevels(AudioTests):
     options = {"strides": [40, 20, 4], "quantizer": [*vectors(16, 24), residual(2)], "causal": True}
 
 
+class TestSpectra(AudioTests):
+    """Nothing at the rate of samples but Fourier transforms; a window of four frames, of stereo."""
+
+    options = {"num_channels": 2, "downsampling_ratios": [20, 2], "hidden_sizes": [16, 16], "quantizer": residual()}
+    options |= {"encoder_front": "stft", "decoder_head": "istft", "spectral_window": 80}
+
+
+class TestCausalSpectra(AudioTests):
+    """Levels, and a window of three frames."""
+
+    options = {"downsampling_ratios": [20, 2], "strides": [40, 20], "hidden_sizes": [16, 16], "activation": "elu"}
+    options |= {"quantizer": [*vectors(16), residual(2)], "causal": True}
+    options |= {"encoder_front": "stft", "decoder_head": "istft", "spectral_window": 60}
+
+
 class TestAsSNAC(AudioTests):
     layer = {"type": "vector", "codebook_size": 16, "codebook_dim": 4, "metric": "cosine", "update": "gradient"}
     options = {"downsampling_ratios": [4, 5], "strides": [20], "hidden_sizes": [8, 12]}
@@ -113,6 +131,7 @@ class TestAsSNAC(AudioTests):
 
 
 KINDS = [TestResidual, TestOneCausalCodebook, TestAsDAC, TestAsEnCodec, TestLevels, TestCausalLevels, TestAsSNAC]
+KINDS += [TestSpectra, TestCausalSpectra]
 
 
 def made(kind) -> tuple[AudioVQModel, AudioTests]:

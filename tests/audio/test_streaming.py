@@ -12,7 +12,7 @@ CAUSAL = [kind for kind in cases.KINDS if kind.options.get("causal")]
 
 
 def test_there_are_causal_models_of_each_shape():
-    assert cases.TestAsEnCodec in CAUSAL and cases.TestCausalLevels in CAUSAL and len(CAUSAL) == 3
+    assert cases.TestAsEnCodec in CAUSAL and cases.TestCausalSpectra in CAUSAL and len(CAUSAL) == 4
 
 
 def close(part, whole, share=1e-5):

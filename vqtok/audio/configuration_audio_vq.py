@@ -38,6 +38,10 @@ class AudioVQConfig(VQConfig):
         dilations: one residual unit of each stage for every number.
         compress: channels of a stage per channel inside its residual units.
         activation: "snake" (DAC) or "elu" (EnCodec, quicker on a CPU).
+        encoder_front: the encoder's first stage, "convolution", or "stft": features of spectra, one frame every first ratio.
+        decoder_head: the decoder's last stage, "convolution", or "istft": spectra that are transformed back (Vocos), so that
+            nothing is computed at the rate of samples. Quick, and quick to train.
+        spectral_window: samples of the frames of both, a multiple of the first ratio, and at least three of them.
         causal: no latent and no output depends on what comes later, so that sound can be encoded and decoded as it arrives.
         level_dropout: chance that a training sample is decoded from a prefix of its levels, so that every prefix decodes.
         reconstruction_weight: of the mean absolute difference of the waveforms.
@@ -73,6 +77,9 @@ class AudioVQConfig(VQConfig):
     dilations: list[int] | tuple[int, ...] = (1, 3, 9)
     compress: int = 1
     activation: str = "snake"
+    encoder_front: str = "convolution"
+    decoder_head: str = "convolution"
+    spectral_window: int = 640
     causal: bool = False
     level_dropout: float | int = 0.1
     reconstruction_weight: float | int = 1.0
@@ -86,8 +93,11 @@ class AudioVQConfig(VQConfig):
         require(1 <= self.sampling_rate <= 1_000_000, self, "sampling_rate", "from 1 to 1000000 Hz")
         require(self.num_channels in (1, 2), self, "num_channels", "1 (mono) or 2 (stereo)")
         ratios = self.downsampling_ratios
-        fits = 1 <= len(ratios) <= 12 and 1 <= ratios[0] <= 64 and all(2 <= ratio <= 64 for ratio in ratios[1:])
-        require(fits, self, "downsampling_ratios", "1 to 12 ratios from 2 to 64, the first perhaps 1")
+        spectral = self.encoder_front == "stft" and self.decoder_head == "istft"
+        fits = 1 <= len(ratios) <= 12 and 1 <= ratios[0] <= (1024 if spectral else 64)
+        fits = fits and all(2 <= ratio <= 64 for ratio in ratios[1:])
+        wanted = "1 to 12 ratios from 2 to 64, the first perhaps 1, or up to 1024 with both encoder_front and decoder_head of spectra"
+        require(fits, self, "downsampling_ratios", wanted)
         products = list(accumulate(ratios, mul))
         require(1 <= len(self.strides) <= 6, self, "strides", "a list of 1 to 6 strides")
         fits = list(self.strides) == sorted(set(self.strides) & set(products), reverse=True)
@@ -114,7 +124,19 @@ class AudioVQConfig(VQConfig):
         require(fits, self, "dilations", "at most 16 numbers from 1 to 1024")
         require(1 <= self.compress <= 16, self, "compress", "from 1 to 16")
         require(self.activation in ("snake", "elu"), self, "activation", "'snake' or 'elu'")
+        self._check_spectra()
         self._check_losses()
+
+    def _check_spectra(self) -> None:
+        require(self.encoder_front in ("convolution", "stft"), self, "encoder_front", "'convolution' or 'stft'")
+        require(self.decoder_head in ("convolution", "istft"), self, "decoder_head", "'convolution' or 'istft'")
+        if self.encoder_front == self.decoder_head == "convolution":
+            return
+        window, hop = self.spectral_window, self.downsampling_ratios[0]
+        require(
+            window % hop == 0 and window % 2 == 0 and 3 * hop <= window <= 16_384, self, "spectral_window",
+            f"an even multiple of the first ratio {hop}, from 3 times to 16384",
+        )  # fmt: skip
 
     def _check_losses(self) -> None:
         require(0 <= self.level_dropout <= 1, self, "level_dropout", "a probability in [0, 1]")
@@ -154,5 +176,7 @@ class AudioVQConfig(VQConfig):
         """The fields that decide codes, for the fingerprint. Losses, dropout and what only concerns the decoder do not."""
         names = ("model_type", "sampling_rate", "num_channels", "downsampling_ratios", "strides", "hidden_sizes")
         names += ("latent_size", "kernel_size", "residual_kernel_size", "dilations", "compress", "activation", "causal")
+        if self.encoder_front != "convolution":  # codecs without it keep the fingerprints they have
+            names += ("encoder_front", "spectral_window")
         quantizers = [config.code_fields for config in self.quantizers]
         return {**{name: getattr(self, name) for name in names}, "quantizers": quantizers}

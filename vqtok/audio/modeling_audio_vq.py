@@ -18,7 +18,16 @@ import torch
 from torch import Tensor, nn
 
 from vqtok.chunks import decode_chunks, encode_chunks
-from vqtok.layers import ResidualUnits, StreamState, TimeConv, TimeUpsample, activation, zero_beyond
+from vqtok.layers import (
+    ResidualUnits,
+    StreamState,
+    TimeConv,
+    TimeSpectrum,
+    TimeSynthesis,
+    TimeUpsample,
+    activation,
+    zero_beyond,
+)
 from vqtok.modeling import VQPreTrainedModel
 from vqtok.quantizers import build_hierarchy
 
@@ -57,7 +66,10 @@ class AudioEncoder(nn.Module):
         for ratio, before, width in zip(self.ratios, [config.num_channels, *widths], widths, strict=False):
             kernel = config.kernel_size if ratio == 1 else 2 * ratio
             act = activation(config.activation, before) if len(self.stages) else nn.Identity()
-            down = TimeConv(before, width, kernel, ratio, causal=causal)
+            if config.encoder_front == "stft" and not len(self.stages):
+                down: nn.Module = TimeSpectrum(before, width, config.spectral_window, ratio, causal)
+            else:
+                down = TimeConv(before, width, kernel, ratio, causal=causal)
             self.stages.append(nn.ModuleList([act, down, _units(config, width)]))
         at = [list(accumulate(self.ratios, mul)).index(stride) for stride in self.strides]  # the stage of each level
         # conditions[i] brings what level i knows to the grid of level i + 1.
@@ -160,11 +172,13 @@ class AudioDecoder(nn.Module):
                 self.merges.append(TimeConv(widths[index] + config.latent_size, widths[index], 3, causal=causal))
             outputs = widths[index - 1] if index else config.num_channels
             ratio = self.ratios[index]
-            up = (
-                TimeConv(widths[index], outputs, config.kernel_size, causal=causal)
-                if ratio == 1
-                else TimeUpsample(widths[index], outputs, ratio, causal)
-            )
+            up: nn.Module
+            if config.decoder_head == "istft" and not index:
+                up = TimeSynthesis(widths[index], outputs, config.spectral_window, ratio, causal)
+            elif ratio == 1:
+                up = TimeConv(widths[index], outputs, config.kernel_size, causal=causal)
+            else:
+                up = TimeUpsample(widths[index], outputs, ratio, causal)
             act = activation(config.activation, widths[index])
             self.stages.append(nn.ModuleList([_units(config, widths[index]), act, up]))
             rate //= ratio
@@ -177,7 +191,7 @@ class AudioDecoder(nn.Module):
         """How many samples one side of a step of the coarsest level depends on, by the steps of each rate, fine to coarse."""
         steps, rate, merges = 0, 1, list(zip(self.strides[1:], self.merges, strict=True))
         for units, _, up in reversed(self.stages):
-            steps = up.seen(steps, side) if isinstance(up, TimeUpsample) else steps + up.sees[side]
+            steps = steps + up.sees[side] if isinstance(up, TimeConv) else up.seen(steps, side)
             rate *= up.stride[0]
             steps += units.sees[side]
             steps += sum(merge.sees[side] for stride, merge in merges if stride == rate)

@@ -1,6 +1,7 @@
 """Building blocks that several rooms share."""
 
 from .convolution import ResidualStack, downsample, initialise_convolution, upsample
+from .spectrum import TimeSpectrum, TimeSynthesis
 from .waveform import ResidualUnits, StreamState, TimeConv, TimeUpsample, activation, zero_beyond
 
 __all__ = [
@@ -8,6 +9,8 @@ __all__ = [
     "ResidualUnits",
     "StreamState",
     "TimeConv",
+    "TimeSpectrum",
+    "TimeSynthesis",
     "TimeUpsample",
     "activation",
     "downsample",

@@ -47,7 +47,7 @@ class TimeConv(nn.Conv1d):
         before, after = self.sees
         padding = 0
         if state is not None and before:
-            x_BDt = _continued(self, x_BDt, before, state)
+            x_BDt = continued(self, x_BDt, before, state)
         elif before == after:
             padding = before  # by the convolution itself, which copies nothing
         else:
@@ -77,7 +77,7 @@ class TimeUpsample(nn.ConvTranspose1d):
         stride, steps = self.stride[0], x_BDt.shape[-1]
         skipped = self.skipped
         if state is not None:
-            x_BDt = _continued(self, x_BDt, 1, state)
+            x_BDt = continued(self, x_BDt, 1, state)
             skipped = stride
         y = super().forward(x_BDt)[..., skipped : skipped + steps * stride]
         return y if lengths is None else zero_beyond(y, lengths * stride)
@@ -141,7 +141,7 @@ def zero_beyond(x_BDt: Tensor, lengths: Tensor) -> Tensor:
     return x_BDt.masked_fill(beyond[:, None], 0.0)
 
 
-def _continued(layer: nn.Module, x_BDt: Tensor, steps: int, state: StreamState) -> Tensor:
+def continued(layer: nn.Module, x_BDt: Tensor, steps: int, state: StreamState) -> Tensor:
     """`x` after the last `steps` of the chunk before, zeros at the start; remembers its own last ones."""
     assert layer.causal, "only causal layers can be continued"
     before = state.get(layer)
