@@ -69,6 +69,7 @@ __all__ = [
     "__version__",
     "extend",
     "freeze_old_rows",
+    "tokenize_dataset",
 ]
 
 if TYPE_CHECKING:

@@ -45,6 +45,21 @@ class Tokenized(NamedTuple):
     num_skipped: int
     manifest: dict[str, Any] | None
 
+    def summary(self, worker: int = 0, num_workers: int = 1) -> str:
+        """What to say at the end of a run."""
+        share = f"worker {worker} of {num_workers}: " if num_workers > 1 else ""
+        left_out = f", {self.num_skipped} left out (see codes-*.skipped.jsonl)" if self.num_skipped else ""
+        lines = [f"{share}encoded {self.num_samples} samples{left_out}"]
+        if self.manifest is None:
+            lines.append(f"{self.num_shards} of {self.num_units} shards are there: the other workers write the rest")
+        else:
+            skipped = self.manifest["num_skipped"]
+            lines.append(
+                f"{self.folder} is complete: {self.manifest['num_samples']} samples in {len(self.manifest['shards'])} shards, "
+                f"{skipped} left out"
+            )
+        return "\n".join(lines)
+
 
 def tokenize_dataset(
     source: Any,

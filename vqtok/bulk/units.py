@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from io import BytesIO
 from itertools import islice
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -81,8 +80,11 @@ def encode_unit(
     batches = prepared_batches(tokenizer, items, settings, extras, skipped)
     with ahead(batches) as ready, torch.no_grad(), evaluating(tokenizer.model):
         for batch in ready:
-            levels = tuple(level.cpu() for level in encode_batch(tokenizer, batch))
-            codes = Codes(levels, batch.sizes, tokenizer.layout, tokenizer.fingerprint)
+            levels = [level.cpu() for level in encode_batch(tokenizer, batch)]
+            if tokenizer.layout.ndim == 1:  # they may be padded beyond the longest
+                grids = tokenizer.layout.grids([int(batch.sizes.max())])
+                levels = [level[..., : grid[0]] for level, grid in zip(levels, grids, strict=True)]
+            codes = Codes(tuple(levels), batch.sizes, tokenizer.layout, tokenizer.fingerprint)
             for index, place in enumerate(batch.places):
                 rows[place] = code_row(codes[index], extras[place])
             report(len(batch.places))
