@@ -263,7 +263,7 @@ class ahead:  # noqa: N801 (a context manager, used like a function)
         except BaseException as error:
             last = error
         finally:
-            self._iterator.close()  # type: ignore[attr-defined]
+            getattr(self._iterator, "close", lambda: None)()  # the pool of threads of a generator ends here
         self._queue.put(last)
 
     def _taken(self) -> Iterator[Any]:
