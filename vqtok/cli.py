@@ -304,7 +304,7 @@ def tokenize(
 
 @app.command()
 def push(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of a tokenizer or of a pipeline.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of a tokenizer, a pipeline or codes.")],
     repo: Annotated[str, typer.Argument(metavar="REPO", help="owner/name on the Hub, or a name of your own.")],
     private: Annotated[bool, typer.Option("--private", help="Make it a private repository.")] = False,
     revision: Annotated[str | None, typer.Option(help="A branch; made if it is not there.")] = None,
@@ -312,7 +312,7 @@ def push(
     license: Annotated[str | None, typer.Option(help="For the card, such as apache-2.0.")] = None,
     create_pr: Annotated[bool, typer.Option("--create_pr", help="Open a pull request instead.")] = False,
 ) -> None:
-    """Publish a tokenizer or a pipeline on the Hub, with a card. Log in with `hf auth login` first."""
+    """Publish a tokenizer or a pipeline on the Hub, or a code cache as a data set, with a card. Log in with `hf auth login` first."""
     if not folder.expanduser().is_dir():
         raise FileNotFoundError(f"there is no folder {folder}: check the path")
     path, loaded = folder.expanduser(), None
@@ -321,6 +321,10 @@ def push(
 
         _quiet()
         loaded = VQPipeline.from_pretrained(path)
+    elif (path / "manifest.json").is_file() or (path / "job.json").is_file():
+        from vqtok.bulk.publish import PublishedCodes
+
+        loaded = PublishedCodes(path)
     options = {"private": private or None, "revision": revision, "commit_message": message}
     options |= {"license": license, "create_pr": create_pr}
     print((loaded or _load_tokenizer(str(path), "cpu")).push_to_hub(repo, **options))
