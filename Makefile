@@ -55,7 +55,7 @@ $(LOWEST)/.installed: pyproject.toml setup.py
 	@test -x $(LOWEST)/bin/python || { echo "[lowest 1/2] creating $(LOWEST)"; $(PYTHON) -m venv $(LOWEST); }
 	@echo "[lowest 2/2] installing the lower bounds of pyproject.toml"
 	@$(LOWEST)/bin/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
-		extras = [r for name in ("audio", "demo", "tracking", "parity", "peft", "speech") for r in p["optional-dependencies"][name] if not r.startswith("pesq")]; \
+		extras = [r for name in ("audio", "demo", "tracking", "parity", "peft", "ray", "speech") for r in p["optional-dependencies"][name] if not r.startswith("pesq")]; \
 		print("\n".join(r.replace(">=", "==") for r in [*p["dependencies"], *extras]))' > $(LOWEST)/lowest.txt
 	@$(LOWEST)/bin/python -m pip --disable-pip-version-check --quiet install -r $(LOWEST)/lowest.txt \
 		"setuptools>=77,<82" pytest pytest-timeout pytest-xdist hypothesis

@@ -346,7 +346,7 @@ def _known(
 def _model(
     accelerator: Accelerator, recipe: dict[str, Any], codes: CodeDataset, conditions: Conditions, script: PriorArguments
 ) -> CodePriorModel:
-    layout, sizes = codes.layout, codes.sizes.tolist()
+    layout, sizes = codes.layout, codes.distinct_sizes
     model_type = recipe.get("model_type", CodePriorConfig.model_type)
     if model_type not in PRIORS:
         raise ValueError(f"{script.config} is of model_type {model_type!r}, which is no prior ({', '.join(PRIORS)})")

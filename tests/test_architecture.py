@@ -15,7 +15,7 @@ FLOORS = {
     2: {"quantizers", "layers"},
     3: {"modeling", "chunks"},
     4: {"image", "audio", "text", "prior"},
-    5: {"auto", "encoding", "pipeline", "multimodal"},
+    5: {"auto", "bulk", "encoding", "pipeline", "multimodal"},
     6: {"training", "evaluation"},
     7: {"vqtok", "cli", "__main__", "examples"},  # "vqtok" is the package's own __init__.py
 }
@@ -33,6 +33,7 @@ SIDEWAYS = {
     ("pipeline", "auto"),
     ("multimodal", "auto"),
     ("encoding", "auto"),
+    ("bulk", "auto"),
     ("cli", "vqtok"),
     ("__main__", "cli"),
     ("examples", "vqtok"),

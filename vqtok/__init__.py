@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 _HOME = {
     "VQTokenizer": "vqtok.auto",
     "VQPipeline": "vqtok.pipeline",
+    "tokenize_dataset": "vqtok.bulk",
     "Codes": "vqtok.codes",
     "CodeLayout": "vqtok.codes",
     "LevelLayout": "vqtok.codes",
@@ -68,11 +69,13 @@ __all__ = [
     "__version__",
     "extend",
     "freeze_old_rows",
+    "tokenize_dataset",
 ]
 
 if TYPE_CHECKING:
     from vqtok.audio import AudioVQConfig, AudioVQFeatureExtractor, AudioVQModel
     from vqtok.auto import VQTokenizer
+    from vqtok.bulk import tokenize_dataset
     from vqtok.codes import CodeLayout, Codes, LevelLayout
     from vqtok.image import ImageVQConfig, ImageVQImageProcessor, ImageVQModel
     from vqtok.multimodal import (

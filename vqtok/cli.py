@@ -245,8 +245,67 @@ def info(
 
 
 @app.command()
+def tokenize(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="INPUT",
+            help="A folder of media, of .parquet or of .tar shards, one such file, or a data set on the Hub.",
+        ),
+    ],
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Folder of the codes; an unfinished one goes on.")],
+    tokenizer: Tokenizer,
+    revision: Annotated[str | None, typer.Option(help="Of the tokenizer on the Hub.")] = None,
+    media_column: Annotated[str | None, typer.Option("--media_column", help="Where several hold media.")] = None,
+    caption_column: Annotated[str | None, typer.Option("--caption_column", help="Kept as text.")] = None,
+    label_column: Annotated[str | None, typer.Option("--label_column", help="Kept as label.")] = None,
+    keep: Annotated[list[str] | None, typer.Option(help="One more column to keep; may be repeated.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Of a folder of media (default: all) or a data set (train).")
+    ] = None,
+    data_revision: Annotated[str | None, typer.Option("--data_revision", help="Of the data set on the Hub.")] = None,
+    streaming: Annotated[bool, typer.Option("--streaming", help="Read the data set from the Hub as it comes.")] = False,
+    resample: Resample = False,
+    image_size: Annotated[
+        int | None, typer.Option("--image_size", min=1, help="Side of the square cut out of the middle.")
+    ] = None,
+    batch_size: BatchSize = None,
+    rows_per_shard: Annotated[
+        int, typer.Option("--rows_per_shard", min=1, help="Where there are no input shards.")
+    ] = 4096,
+    processes: Annotated[int, typer.Option(min=1, help="On this machine; with GPUs one for each.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="Of the model in each process.")] = 1,
+    readers: Annotated[int, typer.Option(min=1, help="Threads that decode in each process.")] = 2,
+    worker: Annotated[int | None, typer.Option(help="Number of this machine or task, from 0.")] = None,
+    num_workers: Annotated[int | None, typer.Option("--num_workers", help="How many there are.")] = None,
+    engine: Annotated[str, typer.Option(help="local, or ray for a cluster of Ray.")] = "local",
+    device: Device = None,
+) -> None:
+    """Encode a whole data set into a code cache that a prior trains on; stopped anywhere, the same command goes on.
+
+    Without --worker and --num_workers the shares come from accelerate launch, srun or a SLURM array.
+    """
+    import os
+
+    from vqtok.bulk import tokenize_dataset
+    from vqtok.bulk.share import share_of
+
+    if (worker is None) != (num_workers is None):
+        raise ValueError("--worker and --num_workers go together: give both, or none")
+    share = share_of(os.environ) if worker is None or num_workers is None else (worker, num_workers)
+    _quiet()
+    result = tokenize_dataset(
+        source, output, tokenizer, revision=revision, media_column=media_column, caption_column=caption_column,
+        label_column=label_column, keep=tuple(keep or ()), split=split, data_revision=data_revision, streaming=streaming,
+        resample=resample, image_size=image_size, batch_size=batch_size, rows_per_shard=rows_per_shard, processes=processes,
+        threads=threads, readers=readers, worker=share[0], num_workers=share[1], engine=engine, device=device and _device(device),
+    )  # fmt: skip
+    print(result.summary(*share))
+
+
+@app.command()
 def push(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of a tokenizer or of a pipeline.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of a tokenizer, a pipeline or codes.")],
     repo: Annotated[str, typer.Argument(metavar="REPO", help="owner/name on the Hub, or a name of your own.")],
     private: Annotated[bool, typer.Option("--private", help="Make it a private repository.")] = False,
     revision: Annotated[str | None, typer.Option(help="A branch; made if it is not there.")] = None,
@@ -254,7 +313,7 @@ def push(
     license: Annotated[str | None, typer.Option(help="For the card, such as apache-2.0.")] = None,
     create_pr: Annotated[bool, typer.Option("--create_pr", help="Open a pull request instead.")] = False,
 ) -> None:
-    """Publish a tokenizer or a pipeline on the Hub, with a card. Log in with `hf auth login` first."""
+    """Publish a tokenizer or a pipeline on the Hub, or a code cache as a data set, with a card. Log in with `hf auth login` first."""
     if not folder.expanduser().is_dir():
         raise FileNotFoundError(f"there is no folder {folder}: check the path")
     path, loaded = folder.expanduser(), None
@@ -263,6 +322,10 @@ def push(
 
         _quiet()
         loaded = VQPipeline.from_pretrained(path)
+    elif (path / "manifest.json").is_file() or (path / "job.json").is_file():
+        from vqtok.bulk.publish import PublishedCodes
+
+        loaded = PublishedCodes(path)
     options = {"private": private or None, "revision": revision, "commit_message": message}
     options |= {"license": license, "create_pr": create_pr}
     print((loaded or _load_tokenizer(str(path), "cpu")).push_to_hub(repo, **options))

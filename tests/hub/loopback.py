@@ -123,6 +123,11 @@ class _Handler(BaseHTTPRequestHandler):
     def _serve(self):
         hub, url = self.hub, urlsplit(self.path)
         self.path_only, self.query = unquote(url.path), parse_qs(url.query)
+        self.prefix = ""  # of data sets, whose calls are those of models at another place
+        if match := re.fullmatch(r"(/api)?/datasets/([^/]+/[^/]+?)(\.git/.+|/.+|)", self.path_only):
+            if f"datasets/{match[2]}" in hub.repos:
+                self.prefix = "datasets/"
+                self.path_only = f"{'/api/models' if match[1] else ''}/{match[2]}{match[3]}"
         header = self.headers.get("Authorization", "")
         self.token = header.removeprefix("Bearer ") or None
         hub.seen.append(Seen(self.command, self.path_only, self.headers["Host"], self.token))
@@ -176,7 +181,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _repo(self, name, write=False):
         """The repository, if this token may; otherwise answers itself and returns None."""
-        repo, user = self.hub.repos.get(name), TOKENS.get(self.token)
+        repo, user = self.hub.repos.get(self.prefix + name), TOKENS.get(self.token)
         owner = name.split("/")[0] == user
         if repo is None or (repo.private and not owner):
             self._answer(404 if user else 401, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
@@ -207,11 +212,12 @@ class _Handler(BaseHTTPRequestHandler):
         if owner != user:
             return self._answer(403, {"error": f"Forbidden: no rights to create under {owner}"})
         name = f"{owner}/{asked['name']}"
-        answer = {"url": f"{self.hub.endpoint}/{name}", "name": name}
-        if name in self.hub.repos:
+        key = f"datasets/{name}" if asked.get("type") == "dataset" else name
+        answer = {"url": f"{self.hub.endpoint}/{key}", "name": name}
+        if key in self.hub.repos:
             return self._answer(409, {**answer, "error": "You already created this model repo"})
         private = asked.get("private") or asked.get("visibility") == "private"
-        self.hub.add(name, {".gitattributes": b"*.safetensors filter=lfs\n"}, bool(private))
+        self.hub.add(key, {".gitattributes": b"*.safetensors filter=lfs\n"}, bool(private))
         return self._answer(200, answer)
 
     def validate(self, body):
@@ -295,7 +301,11 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer(412, {"error": "A commit has happened since. Please refresh and try again."})
         pull = "refs/pr/1" if "create_pr" in self.query else None
         made = repo.commit(pull or revision, files, message)
-        answer = {"success": True, "commitOid": made, "commitUrl": f"{self.hub.endpoint}/{name}/commit/{made}"}
+        answer = {
+            "success": True,
+            "commitOid": made,
+            "commitUrl": f"{self.hub.endpoint}/{self.prefix}{name}/commit/{made}",
+        }
         if pull:
             answer["pullRequestUrl"] = f"{self.hub.endpoint}/{name}/discussions/1"
         self._answer(200, answer)

@@ -61,12 +61,13 @@ def publishable_files(folder: Path, secrets: Iterable[str] = ()) -> list[str]:
         if path.is_symlink():
             raise ValueError(f"{name} is a link, and only files are published: replace it by what it points to")
         if path.is_file():
-            _check_file(path, name, [secret.encode() for secret in secrets if secret])
+            check_file(path, name, [secret.encode() for secret in secrets if secret])
             names.append(name)
     return names
 
 
-def _check_file(path: Path, name: str, secrets: list[bytes]) -> None:
+def check_file(path: Path, name: str, secrets: list[bytes]) -> None:
+    """Refuse a file that may not be published, as `publishable_files` does."""
     suffix = path.suffix.lower()
     with path.open("rb") as stream:
         start = stream.read(4)

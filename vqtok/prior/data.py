@@ -4,23 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vqtok.codes import CodeLayout, Codes, check_range
-from vqtok.files import read_json, write_json, write_with
+from vqtok.codes import CodeLayout, Codes
+from vqtok.files import read_json, write_json
 from vqtok.fingerprint import check_fingerprint
 
 from .sequence import pad_conditions, pad_features
+from .shards import MappedShard, Shard, code_row, read_shard, write_shard
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+_CHECKED_AT_ONCE = 1 << 28  # bytes of a cache that is checked as a whole when it is opened
+_MAPPED_AT_ONCE = 256
 CONDITION = "condition"  # the column of a sample's condition, where that is a sample of another code cache
-MAX_CODES_PER_SHARD = 1 << 30
 
 
 def write_code_cache(
@@ -59,18 +61,35 @@ def write_code_cache(
                 "codes of an unsaved tokenizer cannot be cached: save the tokenizer, load it again and encode with that"
             )
         check_fingerprint(first.fingerprint, codes.fingerprint, "codes of a later batch")
-        rows += [_row(sample, extra) for sample, extra in zip(codes, extras, strict=True)]
+        rows += [code_row(sample, extra) for sample, extra in zip(codes, extras, strict=True)]
         while len(rows) >= rows_per_shard:
-            shards.append(_write_shard(folder, len(shards), rows[:rows_per_shard], first.layout))
+            shards.append(write_shard(folder, shard_name(len(shards)), rows[:rows_per_shard], first.layout))
             rows = rows[rows_per_shard:]
     if first is None:
         raise ValueError("there is nothing to encode: the data set has no readable sample")
     if rows:
-        shards.append(_write_shard(folder, len(shards), rows, first.layout))
+        shards.append(write_shard(folder, shard_name(len(shards)), rows, first.layout))
+    assert first.fingerprint is not None
+    return write_manifest(folder, first.fingerprint, first.layout, shards, facts)
+
+
+def shard_name(number: int) -> str:
+    """The file of a shard."""
+    return f"codes-{number:05d}.parquet"
+
+
+def write_manifest(
+    folder: Path, fingerprint: str, layout: CodeLayout, shards: list[dict[str, Any]], facts: dict[str, Any]
+) -> dict[str, Any]:
+    """Write `manifest.json`, which makes a folder of shards a code cache, and return it.
+
+    Raises:
+        OSError: it could not be written.
+    """
     manifest = {
         "vqtok_format": FORMAT,
-        "fingerprint": first.fingerprint,
-        "layout": first.layout.to_dict(),
+        "fingerprint": fingerprint,
+        "layout": layout.to_dict(),
         "num_samples": sum(shard["num_samples"] for shard in shards),
         "shards": shards,
         **facts,
@@ -80,13 +99,16 @@ def write_code_cache(
 
 
 class CodeDataset(Dataset):
-    """The samples of a code cache, in memory: {"codes": tuple of int64 (Q, *grid), "size": (ndim,), and the other columns}.
+    """The samples of a code cache: {"codes": tuple of int64 (Q, *grid), "size": (ndim,), and the other columns}.
 
-    A column that only some samples have is None for the others.
+    The codes stay on the disk and are mapped into memory where they are used; shards of older caches, in which they cannot be, are
+    read whole. A shard is checked when it is first touched: all of them now where they are small together. A column that only some
+    samples have is None for the others.
 
     Attributes:
         layout, fingerprint: of the codes.
         sizes: int64 `(num_samples, ndim)`.
+        columns: sequences of the other columns' cells, read where they are asked for.
 
     Raises:
         ValueError: no manifest, a manifest that makes no sense or is of a newer format, a shard that is missing, lies elsewhere or
@@ -98,30 +120,68 @@ class CodeDataset(Dataset):
         self.manifest = read_manifest(folder)
         self.layout = CodeLayout.from_dict(self.manifest["layout"])
         self.fingerprint: str = self.manifest["fingerprint"]
-        self._levels: list[list[np.ndarray]] = [[] for _ in self.layout.levels]
-        sizes: list[np.ndarray] = []
-        self.columns: dict[str, Any] = {}
-        for shard in self.manifest["shards"]:
-            part = _read_shard(folder / shard["file"], shard["num_samples"], self.layout)
-            before = sum(map(len, sizes))
-            sizes.append(part.sizes)
-            for rows, new in zip(self._levels, part.levels, strict=True):
-                rows += new
-            for name in dict.fromkeys((*self.columns, *part.columns)):  # a shard need not have every column
-                values = part.columns.get(name, [None] * len(part.sizes))
-                self.columns.setdefault(name, [None] * before).extend(values)
-        self.sizes = np.concatenate(sizes)
+        entries = self.manifest["shards"]
+        self._shards: list[MappedShard | Shard] = [_open_shard(folder, entry, self.layout) for entry in entries]
+        self._firsts = np.cumsum([0, *(entry["num_samples"] for entry in entries)])
+        self._mapped: dict[int, MappedShard] = {}  # those in use, the latest last
+        if (
+            sum(shard.entry["num_bytes"] for shard in self._shards if isinstance(shard, MappedShard))
+            <= _CHECKED_AT_ONCE
+        ):
+            for number in range(len(self._shards)):
+                self._shard(number)
+        self.sizes = _joined([shard.sizes for shard in self._shards])
+        names = [shard.columns for shard in self._shards]
+        self.columns: dict[str, Any] = {name: Column(self, name) for own in names for name in own}
 
     def __len__(self) -> int:
-        return len(self.sizes)
+        return int(self._firsts[-1])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        shard, row = self._find(index)
         size = self.sizes[index].tolist()
         codes = tuple(
-            torch.from_numpy(rows[index].astype(np.int64)).view(-1, *grid)
-            for rows, grid in zip(self._levels, self.layout.grids(size), strict=True)
+            torch.from_numpy(_flat(shard, level, row).astype(np.int64)).view(-1, *grid)
+            for level, grid in enumerate(self.layout.grids(size))
         )
         return {"codes": codes, "size": size, **{name: values[index] for name, values in self.columns.items()}}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A worker maps the files itself: what is mapped here would be sent to it.
+        for shard in self._mapped.values():
+            shard.close()
+        return {**self.__dict__, "_mapped": {}}
+
+    @property
+    def distinct_sizes(self) -> list[list[int]]:
+        """The sizes there are, each once."""
+        if self.sizes.strides[0] == 0:
+            return self.sizes[:1].tolist()
+        return np.unique(self.sizes, axis=0).tolist()
+
+    def cell(self, name: str, index: int) -> Any:
+        """One cell of another column, None where there is none."""
+        shard, row = self._find(index)
+        if isinstance(shard, MappedShard):
+            return shard.cell(name, row)
+        return shard.columns[name][row] if name in shard.columns else None
+
+    def _find(self, index: int) -> tuple[MappedShard | Shard, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        number = int(np.searchsorted(self._firsts, index, side="right")) - 1
+        return self._shard(number), int(index - self._firsts[number])
+
+    def _shard(self, number: int) -> MappedShard | Shard:
+        """A shard, ready for use; of too many that are mapped the one used longest ago is closed."""
+        shard = self._shards[number]
+        if isinstance(shard, MappedShard):
+            self._mapped.pop(number, None)
+            self._mapped[number] = shard
+            shard.touch()
+            if len(self._mapped) > _MAPPED_AT_ONCE:
+                self._mapped.pop(next(iter(self._mapped))).close()
+        return shard
 
     def pair(self, conditions: CodeDataset) -> None:
         """Let each sample have the sample of the same number of `conditions`, as the column "condition".
@@ -155,6 +215,45 @@ class CodeDataset(Dataset):
         padded = np.array([self.layout.padded(size) for size in self.sizes.tolist()])
         _, inverse = np.unique(padded, axis=0, return_inverse=True)
         return [np.flatnonzero(inverse.reshape(-1) == value) for value in range(inverse.max() + 1)]
+
+
+class Column(Sequence[Any]):
+    """The cells of one column of a code cache, read where they are asked for."""
+
+    def __init__(self, data: CodeDataset, name: str):
+        self._data, self._name = data, name
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self._data.cell(self._name, index + len(self) if index < 0 else index)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, (list, Column)) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _open_shard(folder: Path, entry: dict[str, Any], layout: CodeLayout) -> MappedShard | Shard:
+    path = folder / entry["file"]
+    if entry.get("ends") is None:
+        return read_shard(path, entry["num_samples"], layout)
+    return MappedShard(path, entry, layout)
+
+
+def _flat(shard: MappedShard | Shard, level: int, row: int) -> np.ndarray:
+    return shard.level(level, row) if isinstance(shard, MappedShard) else shard.levels[level][row]
+
+
+def _joined(sizes: list[np.ndarray]) -> np.ndarray:
+    """All sizes below each other; where all are alike, one row seen many times."""
+    alike = all(part.strides[0] == 0 and (part[:1] == sizes[0][:1]).all() for part in sizes)
+    if not alike:
+        return np.concatenate(sizes)
+    return np.broadcast_to(sizes[0][0], (sum(map(len, sizes)), sizes[0].shape[1]))
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
@@ -219,112 +318,3 @@ def _stack(level: Sequence[Tensor]) -> Tensor:
     for row, codes in zip(out, level, strict=True):
         row[(slice(None), *map(slice, codes.shape[1:]))] = codes
     return out
-
-
-class _Shard(NamedTuple):
-    sizes: np.ndarray
-    levels: list[list[np.ndarray]]
-    columns: dict[str, list[Any]]
-
-
-def _read_shard(path: Path, num_samples: int, layout: CodeLayout) -> _Shard:
-    """A shard, checked against manifest and layout. Sizes come first: they say how many codes may follow."""
-    import pyarrow as arrow
-    import pyarrow.parquet as parquet
-
-    axes, levels = (
-        [f"{what}_{i}" for i in range(n)] for what, n in (("size", layout.ndim), ("level", len(layout.levels)))
-    )
-    try:
-        with parquet.ParquetFile(path) as file:
-            if file.metadata.num_rows != num_samples:
-                raise ValueError(f"it has {file.metadata.num_rows} rows, the manifest says {num_samples}")
-            _check_columns(file.schema_arrow, axes, levels)
-            table = file.read(columns=axes, use_threads=False)
-            sizes = np.stack([_integers(table[axis].combine_chunks(), axis) for axis in axes], 1)
-            wanted = _code_counts(sizes, layout)
-            # The metadata of single columns is not asked: of a damaged file pyarrow 26 ends the process there.
-            table = file.read(use_threads=False)
-            rows = [_codes(table[f"level_{i}"], i, wanted[i], layout) for i in range(len(levels))]
-            columns = {name: table[name].to_pylist() for name in table.column_names if name not in (*axes, *levels)}
-    except (OSError, ValueError, LookupError, TypeError, OverflowError, arrow.ArrowException) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path} cannot be read ({reason}): encode again") from None
-    return _Shard(sizes, rows, columns)
-
-
-def _check_columns(schema: Any, axes: list[str], levels: list[str]) -> None:
-    import pyarrow.types as kinds
-
-    if len(set(schema.names)) < len(schema.names):
-        raise ValueError("two columns have one name")
-    for name in (*axes, *levels):
-        if name not in schema.names:
-            raise ValueError(f"it has no column {name!r}")
-        kind = schema.field(name).type
-        good = kinds.is_list(kind) and kinds.is_integer(kind.value_type) if name in levels else kinds.is_integer(kind)
-        if not good:
-            raise ValueError(f"column {name!r} is of type {kind}")
-
-
-def _integers(array: Any, name: str) -> np.ndarray:
-    if array.null_count:
-        raise ValueError(f"column {name!r} has empty cells")
-    values = array.to_numpy(zero_copy_only=False)
-    if values.size and values.max() > np.iinfo(np.int64).max:
-        raise ValueError(f"column {name!r} holds {values.max()}")
-    return values.astype(np.int64)
-
-
-def _code_counts(sizes: np.ndarray, layout: CodeLayout) -> list[np.ndarray]:
-    """Positions of the grid of each row, per level: bounded, before a code is read."""
-    if sizes.size and (sizes.min() < 1 or sizes.max() > 1 << 31):
-        raise ValueError(f"sizes from {sizes.min()} to {sizes.max()}")
-    padded = -(-sizes // layout.stride) * layout.stride
-    # Floats first: a product of large sizes must not wrap around to a small one.
-    if float(np.prod((padded // layout.levels[-1].stride).astype(np.float64), axis=1).sum()) > MAX_CODES_PER_SHARD:
-        raise ValueError(f"its sizes ask for more than {MAX_CODES_PER_SHARD:,} codes")
-    return [np.prod(padded // level.stride, axis=1) for level in layout.levels]
-
-
-def _codes(column: Any, index: int, positions: np.ndarray, layout: CodeLayout) -> list[np.ndarray]:
-    """The codes of a level, one array per row."""
-    level, array = layout.levels[index], column.combine_chunks()
-    if array.null_count:
-        raise ValueError(f"level {index} has empty cells")
-    lengths = np.diff(array.offsets.to_numpy())
-    depths = lengths // positions
-    if len(lengths) and ((lengths != depths * positions).any() or depths.min() != depths.max()):
-        raise ValueError(f"level {index} has rows whose codes do not fill their grids")
-    if len(lengths) and not 1 <= depths[0] <= level.num_codebooks:
-        raise ValueError(f"level {index} has {depths[0]} codes per position, the layout {level.num_codebooks}")
-    values = array.flatten()
-    if values.null_count:
-        raise ValueError(f"level {index} has empty codes")
-    flat = values.to_numpy(zero_copy_only=False)
-    check_range(torch.from_numpy(flat.astype(np.int64)), level.codebook_size, f"level {index}")
-    return np.split(flat, np.cumsum(lengths)[:-1]) if len(lengths) else []
-
-
-def _row(sample: Codes, extra: dict[str, Any]) -> dict[str, Any]:
-    row = {f"level_{i}": codes[0].reshape(-1).cpu().numpy() for i, codes in enumerate(sample.levels)}
-    row |= {f"size_{axis}": n for axis, n in enumerate(sample.sizes[0].tolist())}
-    return row | extra
-
-
-def _write_shard(folder: Path, number: int, rows: list[dict[str, Any]], layout: CodeLayout) -> dict[str, Any]:
-    import pyarrow as arrow
-    import pyarrow.parquet as parquet
-
-    columns: dict[str, Any] = {}
-    for name in dict.fromkeys(name for row in rows for name in row):
-        values = [row.get(name) for row in rows]
-        if name.startswith("level_"):
-            size = layout.levels[int(name.removeprefix("level_"))].codebook_size
-            columns[name] = arrow.array(values, arrow.list_(arrow.uint16() if size <= 65_536 else arrow.uint32()))
-        else:
-            columns[name] = arrow.array(values)
-    # Dictionary encoding stays on (the default): Parquet stores 16-bit integers in 32 bits without it.
-    file = f"codes-{number:05d}.parquet"
-    write_with(folder / file, lambda path: parquet.write_table(arrow.table(columns), path))
-    return {"file": file, "num_samples": len(rows)}
