@@ -3,10 +3,12 @@
     accelerate launch examples/train_any_to_any.py --tokenizer out/vq --output_dir out/any --report docs/any_to_any.md
     accelerate launch examples/train_any_to_any.py --tokenizer out/vq --init_from Qwen/Qwen3-0.6B --lora_rank 8 --output_dir out/any
 
-A causal language model of transformers, from random weights (a small Llama) or given ones, gets ids for the codes. Each batch holds both
+A causal language model of transformers, from random weights (a small GPT-2) or given ones, gets ids for the codes. Each batch holds both
 directions: caption, then picture, of which the picture is learned; and picture, then caption, where the caption is. These pictures, of
-which nothing was said, are learned too: guidance leads away from them. On the embedded digits, captions that training never had are then
-drawn and judged, and written and read. The folder holds the model and its processor; stopped anywhere, the same command continues.
+which nothing was said, are learned too: guidance leads away from them. GPT-2 learns a vector for each position, and every prompt has one
+length, filled up with ends of text in front: so each code of a picture has a position of its own, from which the model knows its place.
+On the embedded digits, captions that training never had are then drawn and judged, and written and read. The folder holds the model and
+its processor; stopped anywhere, the same command continues.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from vqtok import GridLogitsProcessor, MultimodalProcessor, VQTokenizer, extend, freeze_old_rows
 from vqtok.codes import Codes
@@ -77,7 +79,7 @@ class AnyToAnyArguments:
         default=0, metadata={"help": "Rank of adapters on --init_from, merged at the end; 0 trains everything."}
     )
     hidden_size: int = field(default=192, metadata={"help": "Width of a fresh model."})
-    num_hidden_layers: int = field(default=5, metadata={"help": "Layers of a fresh model."})
+    num_hidden_layers: int = field(default=4, metadata={"help": "Layers of a fresh model."})
     init: str = field(default="codebook", metadata={"help": "How rows of codes begin: codebook or mean."})
     text_weight: float = field(
         default=1.0, metadata={"help": "Weight of the loss on captions beside that on pictures."}
@@ -110,21 +112,22 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     accelerator.print(f"{len(train)} samples to train on; {count:,} parameters", file=sys.stderr)
     step = AnyToAnyStep(accelerator, model, args)
     step.text_weight = script.text_weight
+    length = prompt_length(processor, codes, script)
 
     def loader(start: int) -> Any:
         sampler = StepSampler(
             [group[np.isin(group, train)] for group in codes.groups()], args.batch_size, args.max_steps, args.seed, start,
             accelerator.process_index, accelerator.num_processes, args.gradient_accumulation_steps,
         )  # fmt: skip
-        return step_loader(codes, lambda items: both_directions(processor, items), sampler, args.num_workers)
+        return step_loader(codes, lambda items: both_directions(processor, items, length), sampler, args.num_workers)
 
     @torch.no_grad()
     def evaluate(number: int) -> dict[str, float]:
-        batch = both_directions(processor, [codes[i] for i in held_out[:256]])
+        batch = both_directions(processor, [codes[i] for i in held_out[:256]], length)
         losses = direction_losses(model, batch, accelerator.device)
         return {**losses, "loss": float(total(losses, script.text_weight))}
 
-    same_run = {**asdict(script), "model": model_fields(model.config), "code_space": codes.fingerprint}
+    same_run = {**asdict(script), "model": model_fields(model.config), "prompt_length": length, "code_space": codes.fingerprint}
     for name in ("report", "remark", "num_judged", "guidance_scale", "temperature"):  # they change no weight
         del same_run[name]
     start = time.monotonic()
@@ -137,12 +140,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         folder = Path(args.output_dir)
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
-        metrics = {"parameters": count, "steps": args.max_steps, "training_minutes": minutes}
+        metrics = {"parameters": count, "steps": args.max_steps, "training_minutes": minutes, "prompt_length": length}
         metrics |= {
             name.removeprefix("eval_"): value for name, value in history[-1].items() if name.startswith("eval_")
         }
         if script.dataset is None:
-            metrics |= judge(model, processor, script, folder)
+            metrics |= judge(model, processor, script, length, folder)
         save_training(folder, {**asdict(script), **asdict(args)}, history)
         write_json(folder / "metrics.json", metrics)
         if script.report and script.dataset is None:
@@ -152,22 +155,36 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     return metrics
 
 
-def both_directions(processor: MultimodalProcessor, items: list[dict[str, Any]]) -> dict[str, Tensor]:
+def both_directions(processor: MultimodalProcessor, items: list[dict[str, Any]], length: int) -> dict[str, Tensor]:
     """A batch: even samples are drawn (caption, then picture), odd ones written (picture, then caption); "told" says which are drawn."""
     image = processor.vocabulary.modality("image")
     pictures = [
         Codes(tuple(level[None] for level in item["codes"]), [item["size"]], image.layout, image.fingerprint)
         for item in items
     ]
-    pairs = [[item["text"], picture] for item, picture in zip(items, pictures, strict=True)]
-    drawn, written = pairs[::2], [pair[::-1] for pair in pairs[1::2]]
+    pairs = [(item["text"], picture) for item, picture in zip(items, pictures, strict=True)]
+    drawn = [[prompt(processor, text, length), picture] for text, picture in pairs[::2]]
+    written = [[prompt(processor, "", length), picture, text] for text, picture in pairs[1::2]]
     rows: list[dict[str, Any]] = []
     # What is written begins with a picture that nothing was said about: learned too, it is what guidance leads away from.
-    for samples, labels in ((drawn, "last"), (written, "all")):
+    for samples, labels in ((drawn, [[1]] * len(drawn)), (written, [[1, 2]] * len(written))):
         if samples:
             lists = processor(samples, labels=labels, return_modality_ids=True, return_tensors=None)
             rows += [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
     return {**processor.pad(rows), "told": torch.tensor([True] * len(drawn) + [False] * len(written))}
+
+
+def prompt(processor: MultimodalProcessor, text: str, length: int) -> str:
+    """A text of at least `length` tokens, filled up in front with ends of text: what follows always begins at one position."""
+    tokenizer = processor.tokenizer
+    return tokenizer.eos_token * (length - len(tokenizer.tokenize(text))) + text
+
+
+def prompt_length(processor: MultimodalProcessor, codes: CodeDataset, script: AnyToAnyArguments) -> int:
+    """The tokens of the longest caption; 0 for a given model, which learned to read texts that begin where they begin."""
+    if script.init_from:
+        return 0
+    return max(len(ids) for ids in processor.tokenizer(list(codes.columns["text"])).input_ids)
 
 
 def direction_losses(model: nn.Module, batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
@@ -224,10 +241,10 @@ def _model(
     else:
         tokenizer = _text_tokenizer([codes.columns["text"][i] for i in train])
         width = script.hidden_size
-        model = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=len(tokenizer), hidden_size=width, intermediate_size=8 * width // 3, tie_word_embeddings=True,
-                num_hidden_layers=script.num_hidden_layers, num_attention_heads=max(1, width // 32), max_position_embeddings=2048,
+        model = GPT2LMHeadModel(
+            GPT2Config(
+                vocab_size=len(tokenizer), n_embd=width, n_layer=script.num_hidden_layers, n_head=max(1, width // 32), n_positions=512,
+                resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, tie_word_embeddings=False,
                 bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
             )
         )  # fmt: skip
@@ -260,18 +277,24 @@ def draw(
     model: Any,
     processor: MultimodalProcessor,
     captions: Sequence[str],
+    length: int,
     guidance_scale: float,
     temperature: float,
     seed: int = 0,
 ) -> list[Any]:
-    """The pictures of captions, by plain `generate`."""
+    """The pictures of captions, by plain `generate`; prompts have `length` tokens."""
     torch.manual_seed(seed)
     stop = processor.tokenizer.eos_token_id
     grid = GridLogitsProcessor(processor.vocabulary, "image", eos_token_id=stop)
     pictures = []
     for start in range(0, len(captions), 64):
-        inputs = processor(list(captions[start : start + 64]), begin="image", sizes=(SIZE, SIZE)).to(model.device)
-        guided = {**processor.unconditional(inputs), "guidance_scale": guidance_scale} if guidance_scale != 1 else {}
+        prompts = [prompt(processor, caption, length) for caption in captions[start : start + 64]]
+        inputs = processor(prompts, begin="image", sizes=(SIZE, SIZE)).to(model.device)
+        guided = {}
+        if guidance_scale != 1:
+            silent = processor([prompt(processor, "", length)] * len(prompts), begin="image", sizes=(SIZE, SIZE))
+            silent = silent.to(model.device)
+            guided = {"negative_prompt_ids": silent["input_ids"], "guidance_scale": guidance_scale}
         ids = model.generate(
             **inputs, **guided, do_sample=True, temperature=temperature, top_k=0, logits_processor=[grid],
             max_new_tokens=processor.vocabulary.num_tokens("image", (SIZE, SIZE)),
@@ -281,26 +304,29 @@ def draw(
 
 
 @torch.no_grad()
-def write(model: Any, processor: MultimodalProcessor, pictures: Sequence[Any]) -> list[str]:
+def write(model: Any, processor: MultimodalProcessor, pictures: Sequence[Any], length: int) -> list[str]:
     """The captions of pictures, by plain `generate`, the likeliest word each time."""
     text = GridLogitsProcessor(processor.vocabulary, "text")
     captions = []
     for start in range(0, len(pictures), 64):
-        inputs = processor([[picture] for picture in pictures[start : start + 64]]).to(model.device)
+        silent = prompt(processor, "", length)
+        inputs = processor([[silent, picture] for picture in pictures[start : start + 64]]).to(model.device)
         ids = model.generate(**inputs, do_sample=False, max_new_tokens=48, logits_processor=[text])
         captions += [" ".join(map(str, row[1:])).strip() for row in processor.batch_decode(ids)]
     return captions
 
 
-def judge(model: Any, processor: MultimodalProcessor, script: AnyToAnyArguments, folder: Path) -> dict[str, Any]:
+def judge(
+    model: Any, processor: MultimodalProcessor, script: AnyToAnyArguments, length: int, folder: Path
+) -> dict[str, Any]:
     """How right drawings and captions are, on scenes and handwriting that training never had."""
     data = CaptionedDigits("test", num_samples=script.num_judged, seed=1)
     items = [data[i] for i in range(len(data))]
     scenes, pictures = [item["scene"] for item in items], [item["image"] for item in items]
     start = time.monotonic()
-    drawn = draw(model, processor, [item["text"] for item in items], script.guidance_scale, script.temperature)
+    drawn = draw(model, processor, [item["text"] for item in items], length, script.guidance_scale, script.temperature)
     drawing = time.monotonic() - start
-    captions = write(model, processor, pictures)
+    captions = write(model, processor, pictures, length)
     writing = time.monotonic() - start - drawing
     write_with(folder / "samples" / "drawn.png", lambda path: contact_sheet([drawn[:8]]).save(path, format="PNG"))
     digits = DigitJudge()
@@ -329,15 +355,17 @@ def _facts(caption: str) -> list[Any]:
 def _report(
     path: Path, metrics: dict[str, Any], model: Any, processor: MultimodalProcessor, script: AnyToAnyArguments
 ) -> None:
+    length = metrics["prompt_length"]
     where = ", ".join(f"{key} {value}" for key, value in machine(torch.device("cpu")).items())
     picture = path.with_suffix(".png")
     rows = [
-        draw(model, processor, [prompt] * 4, script.guidance_scale, script.temperature, seed=7) for prompt in PROMPTS
+        draw(model, processor, [words] * 4, length, script.guidance_scale, script.temperature, seed=7)
+        for words in PROMPTS
     ]
     write_with(picture, lambda temporary: contact_sheet(rows, tile=64).save(temporary, format="PNG"))
     data = CaptionedDigits("test", num_samples=6, seed=2)
     described = zip(
-        [data[i]["text"] for i in range(6)], write(model, processor, [data[i]["image"] for i in range(6)]), strict=True
+        [data[i]["text"] for i in range(6)], write(model, processor, [data[i]["image"] for i in range(6)], length), strict=True
     )
     asked = [
         ("drawing: place", "drawing_place", 0.97),

@@ -65,6 +65,7 @@ def test_it_learns_both_directions_judges_them_and_reports(made, tmp_path):
         f"| caption: all facts exact | 90% | {metrics['writing_exact']:.1%} |" in page
         and (tmp_path / "page.png").exists()
     )
+    assert metrics["prompt_length"] > 10
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     processor = MultimodalProcessor.from_pretrained(tmp_path / "out")
     grid = GridLogitsProcessor(processor.vocabulary, "image", (16, 16), processor.tokenizer.eos_token_id)
@@ -78,7 +79,7 @@ def test_a_batch_holds_both_directions(made):
     vq, codes = VQTokenizer.from_pretrained(made / "vq"), train_any_to_any.CodeDataset(made / "codes")
     script = train_any_to_any.AnyToAnyArguments(tokenizer="", hidden_size=32, num_hidden_layers=1)
     model, processor = train_any_to_any._model(vq, codes, list(range(60)), script)
-    batch = train_any_to_any.both_directions(processor, [codes[i] for i in range(6)])
+    batch = train_any_to_any.both_directions(processor, [codes[i] for i in range(6)], 20)
     length = processor.vocabulary.num_tokens("image", (32, 32))
     begin = processor.vocabulary.special_id("image", "begin")
     assert batch["told"].tolist() == [True] * 3 + [False] * 3
@@ -87,8 +88,15 @@ def test_a_batch_holds_both_directions(made):
         pictures = batch["modality_ids"][row] > 0
         first = int((ids == begin).nonzero()[0])
         assert int(pictures.sum()) == length and bool(learned[pictures].all())
-        assert (first > 0) == (row < 3) and not bool(learned[:first].any()), "a caption in front is told, not learned"
+        assert first == 20 and not bool(learned[:first].any()), "a caption in front is told, not learned"
+        said = processor.tokenizer.decode(ids[:first], skip_special_tokens=True).strip()
+        told = codes[range(6)[::2][row]]["text"] if row < 3 else ""
+        assert said == told and (int(ids[0]) == processor.tokenizer.eos_token_id), "filled up in front"
         assert bool(learned[first + length]), "the end, or the first word of what is written"
+    given = train_any_to_any.AnyToAnyArguments(tokenizer="", init_from="any")
+    assert train_any_to_any.prompt_length(processor, codes, given) == 0
+    longest = train_any_to_any.prompt_length(processor, codes, script)
+    assert longest == max(len(processor.tokenizer.tokenize(text)) for text in codes.columns["text"]) > 5
     losses = train_any_to_any.direction_losses(model, batch, torch.device("cpu"))
     assert set(losses) == {"drawing", "alone", "writing"} and all(value.isfinite() for value in losses.values())
 

@@ -247,6 +247,12 @@ def test_a_medium_that_ends_early_is_refused_or_shown_as_far_as_it_goes(extended
     ):
         processor.decode(wrong)
     assert processor.decode(wrong, unfinished="coarse") == [" a", None]
+    for axis in (1, 2):
+        wrong = list(ids)
+        wrong[begin + axis] = vocabulary.id("image", 1, 0, 0)
+        with pytest.raises(ValueError, match=rf"begins in column {begin} holds .* in column {begin + axis}, where it"):
+            processor.decode(wrong)
+        assert processor.decode(wrong, unfinished="coarse") == [" a", None]
     stray = [vocabulary.id("image", 0, 0, 1)]
     with pytest.raises(ValueError, match="row 0: column 0 holds .* where no medium has begun"):
         processor.decode(stray)

@@ -70,9 +70,11 @@ def _medium(vocabulary: MultimodalVocabulary, name: str, behind: Sequence[int]) 
     """The medium that begins before `behind`, and how many ids it has with its begin."""
     block = vocabulary.block(name)
     axes = block.layout.ndim
-    grid = announced(block, behind[:axes])
-    if grid is None or len(grid) < axes:
-        return Span(name, None, [], 1), 1 + (len(grid) if grid is not None else 0)
+    sizes = behind[:axes]
+    announced_axes = next((i for i, token in enumerate(sizes) if announced(block, [token]) is None), len(sizes))
+    if announced_axes < axes:
+        return Span(name, None, [], 1), 1 + announced_axes
+    grid = announced(block, sizes)
     places = plan(block, grid)
     body = torch.tensor(behind[axes : axes + len(places)], dtype=torch.int64)
     first, count = places[: len(body)].T
