@@ -18,11 +18,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
 import torch
 from measuring import machine_line
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -41,11 +41,11 @@ from vqtok.text.semantic import SentenceCodes, prefix_neighbours, sentence_code_
 from vqtok.training import parse_arguments, read_recipe
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-NUM_PAIRS = 4096  # entries of the byte-pair encoding
+NUM_PAIRS = 8192  # entries of the byte-pair encoding
 _RESIDUAL = {"type": "residual", "num_codebooks": 2, "layer": {"type": "vector", "codebook_size": 128}}
 TOKENS = {
     "tokens-4": _RESIDUAL,
-    "tokens-2.7": {"type": "vector", "codebook_size": 512},
+    "tokens-2.7": {"type": "vector", "codebook_size": 1024},
 }  # name -> quantizer of each token
 RECIPES = ("tokens-4", "bytes-4", "levels-4", "tokens-2.7", "bytes-2.7", "bytes-2", "bytes-1")
 GOALS = {"tokens-4": 0.99, "bytes-4": 0.99, "tokens-2.7": 0.95, "bytes-2.7": 0.95}
@@ -232,35 +232,25 @@ def pair_entropies(tokenizer: VQTokenizer, test: PythonProse) -> dict[str, float
 def lossless(pairs: Tokenizer, test: list[str]) -> dict[str, float]:
     """Bits per byte of what loses nothing: of each passage alone, and of all of them in one file."""
     assert all(pairs.decode(pairs.encode(text).ids) == text for text in test[:20]), "byte-pair encoding loses something"
-    packers = {"gzip": lambda data: gzip.compress(data, 9, mtime=0)}
-    if zstd := _zstd():
-        packers["zstd"] = zstd
+    zstd = pyarrow.Codec("zstd", 19)
+    packers = {
+        "gzip": lambda data: gzip.compress(data, 9, mtime=0),
+        "zstd": lambda data: zstd.compress(data, asbytes=True),
+    }
     total = sum(len(text.encode()) for text in test)
+    ids = [pairs.encode(text).ids for text in test]
+    bits = (pairs.get_vocab_size() - 1).bit_length()
+    name = f"byte-pair ({pairs.get_vocab_size()})"
     pieces = {
         "": [text.encode() for text in test],
-        "byte-pair (4096) + ": [np.asarray(pairs.encode(text).ids, "<u2").tobytes() for text in test],
+        f"{name} + ": [np.asarray(row, "<u2").tobytes() for row in ids],
     }
-    found = {
-        "byte-pair (4096), 12 bits each": 12 * sum(len(piece) // 2 for piece in pieces["byte-pair (4096) + "]) / total
-    }
+    found = {f"{name}, {bits} bits each": bits * sum(map(len, ids)) / total}
     for before, parts in pieces.items():
-        for name, pack in packers.items():
-            found[f"{before}{name}, each passage alone"] = 8 * sum(len(pack(part)) for part in parts) / total
-            found[f"{before}{name}, all in one"] = 8 * len(pack(b"".join(parts))) / total
+        for packer, pack in packers.items():
+            found[f"{before}{packer}, each passage alone"] = 8 * sum(len(pack(part)) for part in parts) / total
+            found[f"{before}{packer}, all in one"] = 8 * len(pack(b"".join(parts))) / total
     return found
-
-
-def _zstd() -> Any:
-    """Zstandard at its highest usual level: of Python 3.14, or of the package `zstandard`; None without either."""
-    if find_spec("compression") and find_spec("compression.zstd"):
-        from compression import zstd
-
-        return lambda data: zstd.compress(data, 19)
-    if find_spec("zstandard"):
-        import zstandard
-
-        return zstandard.ZstdCompressor(level=19).compress
-    return None
 
 
 def classify(tokenizers: dict[str, VQTokenizer]) -> dict[str, Any]:
@@ -419,8 +409,6 @@ def _write_page(page: Path, folder: Path, found: dict[str, Any], args: TextArgum
         lines.append(f"| {row['name']}, fixed rate | {rate:.2f} | lossy |")
         lines.append(f"| {row['name']}, under its own prior | {row['prior_bits_per_byte']:.2f} | lossy |")
     lines += [f"| {name} | {bits:.2f} | lossless |" for name, bits in found["lossless"].items()]
-    if _zstd() is None:
-        lines += ["", "Zstandard was not there: Python 3.14 brings it, before that the package `zstandard`."]
     lines += [
         "",
         "## What the codes know",
