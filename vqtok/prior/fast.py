@@ -7,7 +7,7 @@ size from the start, and what lies between the products stays in 32 bits. The nu
 to rounding.
 
 Axis letters: B batch, T tokens of this pass, N = B T, n of them that are chosen, S cached tokens, H heads, G key/value heads,
-X = B G, E width of a head, M width.
+X = B G, h = H / G queries of a group, E width of a head, M width.
 """
 
 from __future__ import annotations
@@ -135,12 +135,8 @@ class FastDecoder:
         turns = [turn.expand(-1, self.heads + self.groups, -1), torch.ones_like(turn).expand(-1, self.groups, -1)]
         self.turn = torch.cat(turns, 1)  # (length, H + 2G, E / 2)
         kept = self.dtype if weight.is_cuda else self.wide  # a CPU attends faster in 32 bits
-        shape = (len(backbone.layers), batch * self.groups)
-        if per_pass == 1:  # keys lie transposed: one query times all of them then reads memory in order
-            self.keys = weight.new_empty((*shape, self.width, length), dtype=kept)
-        else:  # attention of many queries reads each key as a whole
-            self.keys = weight.new_empty((*shape, length, self.width), dtype=kept).transpose(2, 3)
-        self.values = weight.new_empty((*shape, length, self.width), dtype=kept)
+        shape = (len(backbone.layers), batch * self.groups, length, self.width)
+        self.keys, self.values = weight.new_empty(shape, dtype=kept), weight.new_empty(shape, dtype=kept)
         self.seen = 0
         self.layers = [_packed(layer, self.width, batch, per_pass) for layer in backbone.layers]
 
@@ -167,36 +163,35 @@ class FastDecoder:
         self.seen = last
         bias = _allowed(x_BTM, first, mask_BS, causal)
         turn = self.turn[first:last]
-        keys, values = self.keys[..., :last].unbind(0), self.values[:, :, :last].unbind(0)
+        keys, values = self.keys[:, :, :last].unbind(0), self.values[:, :, :last].unbind(0)
         x_NM = x_BTM.reshape(-1, width).to(self.wide)
-        for layer, k_XES, v_XSE in zip(self.layers, keys, values, strict=True):
+        for layer, k_XSE, v_XSE in zip(self.layers, keys, values, strict=True):
             qkv = layer.qkv(self._normed(x_NM)).view(batch, length, -1, self.width // 2, 2)
             qkv = torch.view_as_real(torch.view_as_complex(qkv) * turn).flatten(3)
             q_BTHE, k_BTGE, v_BTGE = qkv.split([self.heads, self.groups, self.groups], 2)
-            k_XES[..., first:].unflatten(0, (batch, -1)).copy_(k_BTGE.permute(0, 2, 3, 1))
+            k_XSE[:, first:].unflatten(0, (batch, -1)).copy_(k_BTGE.transpose(1, 2))
             v_XSE[:, first:].unflatten(0, (batch, -1)).copy_(v_BTGE.transpose(1, 2))
             if at_Bn is not None and layer is self.layers[-1]:  # what the other places would say, nobody reads
                 q_BTHE, x_NM = _chosen(q_BTHE, at_Bn), _chosen(x_NM.view(batch, length, width), at_Bn).flatten(0, 1)
                 bias = None if bias is None else _chosen(bias[:, 0].expand(batch, -1, -1), at_Bn)[:, None]
-            mixed = self._attend(q_BTHE, k_XES, v_XSE, bias)
+            mixed = self._attend(q_BTHE, k_XSE, v_XSE, bias)
             x_NM = layer.out(mixed, x_NM)
             h_NM = self._normed(x_NM)
             x_NM = layer.down(self.act(layer.gate(h_NM)).mul_(layer.up(h_NM)), x_NM)
         return (self._normed(x_NM) * self.norm).to(self.dtype).view(batch, -1, width)
 
-    def _attend(self, q_BTHE: Tensor, k_XES: Tensor, v_XSE: Tensor, bias: Tensor | None) -> Tensor:
+    def _attend(self, q_BTHE: Tensor, k_XSE: Tensor, v_XSE: Tensor, bias: Tensor | None) -> Tensor:
         """What the queries read from the cache, `(N, H E)`; the weights of the queries hold the scale."""
         batch, length = q_BTHE.shape[:2]
         if length > 1:
-            # The fused attention wants each key in one piece, and takes a slow way without telling otherwise.
-            k_XSE = k_XES.transpose(1, 2)
-            k_XSE = k_XSE if k_XSE.stride(2) == 1 else k_XSE.contiguous()
             k_BGSE, v_BGSE = (each.unflatten(0, (batch, -1)) for each in (k_XSE, v_XSE))
-            q_BHTE, grouped = q_BTHE.transpose(1, 2).to(k_XES.dtype), self.groups != self.heads
+            q_BHTE, grouped = q_BTHE.transpose(1, 2).to(k_XSE.dtype), self.groups != self.heads
             mixed = F.scaled_dot_product_attention(q_BHTE, k_BGSE, v_BGSE, bias, scale=1.0, enable_gqa=grouped)
             return mixed.transpose(1, 2).reshape(batch * length, -1).to(self.wide)
-        # One query per head: two products are quicker than the fused attention, which is made for many.
-        scores = torch.bmm(q_BTHE.reshape(len(k_XES), -1, self.width).to(k_XES.dtype), k_XES)
+        # One query per head: two products are quicker than the fused attention, which is made for many. With the keys on the left
+        # memory is read in order, which counts where the cache is larger than that of the processor.
+        q_XhE = q_BTHE.reshape(len(k_XSE), -1, self.width).to(k_XSE.dtype)
+        scores = torch.bmm(k_XSE, q_XhE.transpose(1, 2)).transpose(1, 2)
         if bias is not None:
             scores = scores.unflatten(0, (batch, -1)).masked_fill(~bias, -torch.inf).flatten(0, 1)
         shares = scores.softmax(-1, dtype=self.wide).to(v_XSE.dtype)
