@@ -4,8 +4,7 @@
     python benchmarks/text.py --output_dir out/text --only bytes-4 --minutes 20              # one part of it
     python benchmarks/text.py --output_dir out/trial --only bytes-4 --max_steps 50 --prior_steps 10
 
-Trains what is missing in the folder, measures on held-out topics of the embedded prose, and writes the page. The recipes `tokens-*`
-are made here: their units are the tokens of byte-pair encoding learned on the training topics.
+Trains what is missing in the folder, measures on held-out topics of the embedded prose, and writes the page.
 """
 
 from __future__ import annotations
@@ -26,7 +25,6 @@ import pyarrow
 import torch
 from measuring import machine_line
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
 
 from vqtok import VQPipeline, VQTokenizer
 from vqtok.encoding import encode_dataset
@@ -35,20 +33,14 @@ from vqtok.evaluation.plots import save_figure
 from vqtok.files import write_json, write_text, write_with
 from vqtok.hub.folders import config_folder
 from vqtok.prior.data import MANIFEST
-from vqtok.text import TextVQProcessor
 from vqtok.text.prose import PythonProse
 from vqtok.text.semantic import SentenceCodes, prefix_neighbours, sentence_code_report
 from vqtok.training import parse_arguments, read_recipe
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 NUM_PAIRS = 8192  # entries of the byte-pair encoding
-_RESIDUAL = {"type": "residual", "num_codebooks": 2, "layer": {"type": "vector", "codebook_size": 128}}
-TOKENS = {
-    "tokens-4": _RESIDUAL,
-    "tokens-2.7": {"type": "vector", "codebook_size": 1024},
-}  # name -> quantizer of each token
-RECIPES = ("tokens-4", "bytes-4", "levels-4", "tokens-2.7", "bytes-2.7", "bytes-2", "bytes-1")
-GOALS = {"tokens-4": 0.99, "bytes-4": 0.99, "tokens-2.7": 0.95, "bytes-2.7": 0.95}
+RECIPES = ("bytes-4", "levels-4", "bytes-2.7", "bytes-2", "bytes-1")
+GOALS = {"bytes-4": 0.99, "bytes-2.7": 0.95}
 NUM_CLASSES = 12
 COMMAND = "python benchmarks/text.py --output_dir out/text --minutes 20 --report docs/text_codes.md"
 
@@ -79,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     pairs = learn_pairs([passage.text for passage in train.passages])
     rows = []
     for name in args.only or RECIPES:
-        rows.append(_measure(folder, name, test, pairs, args))
+        rows.append(_measure(folder, name, test, args))
         print(text_report.to_markdown([rows[-1]["report"]]), flush=True)
         write_json(folder / "text.json", {"rows": rows})
     found = {
@@ -109,28 +101,6 @@ def learn_pairs(train: list[str]) -> Tokenizer:
     return pairs
 
 
-def _token_recipe(folder: Path, name: str, pairs: Tokenizer) -> str:
-    """A recipe whose units are tokens, with codes for each of them; its decoder tells tokens of one code apart by the others."""
-    processor = TextVQProcessor.from_tokenizer(PreTrainedTokenizerFast(tokenizer_object=pairs), stride=1)
-    config = {
-        "model_type": "vqtok_text",
-        "vocab_size": processor.vocab_size,
-        "downsampling_ratios": [1],
-        "strides": [1],
-    }
-    config |= {"quantizer": TOKENS[name], "embedding_size": 64, "hidden_sizes": [192], "latent_size": 32}
-    config |= {"num_blocks": 1, "decoder_num_blocks": 2, "level_dropout": 0.0}
-    training = read_recipe(config_folder("text/bytes-4")) | {
-        "text_units": 64,
-        "learning_rate": 0.003,
-        "eval_samples": None,
-    }
-    processor.save_pretrained(folder)
-    write_json(folder / "config.json", config)
-    write_json(folder / "training.json", {key: value for key, value in training.items() if value is not None})
-    return str(folder)
-
-
 def steps_within(minutes: float, recipe: str, num_timed: int = 40) -> int:
     """So many steps as take about these minutes, by the pace of some steps here and now; a tenth is left for all else."""
     training = read_recipe(config_folder(recipe))
@@ -150,13 +120,18 @@ def steps_within(minutes: float, recipe: str, num_timed: int = 40) -> int:
     return max(100, int(0.9 * 60 * minutes * num_timed / (time.perf_counter() - start)))
 
 
-def _measure(folder: Path, name: str, test: PythonProse, pairs: Tokenizer, args: TextArguments) -> dict[str, Any]:
+def _measure(folder: Path, name: str, test: PythonProse, args: TextArguments) -> dict[str, Any]:
     """Train a tokenizer and a prior over its codes, unless they are there, and measure both on the held-out topics."""
     place, prior = folder / name, folder / f"{name}-prior"
     if not (place / "metrics.json").exists():
-        recipe = _token_recipe(folder / f"{name}-recipe", name, pairs) if name in TOKENS else f"text/{name}"
-        steps = args.max_steps or (steps_within(args.minutes, recipe) if args.minutes else 0)
-        flags = ["--config", recipe, "--output_dir", str(place), *(["--max_steps", str(steps)] if steps else [])]
+        steps = args.max_steps or (steps_within(args.minutes, f"text/{name}") if args.minutes else 0)
+        flags = [
+            "--config",
+            f"text/{name}",
+            "--output_dir",
+            str(place),
+            *(["--max_steps", str(steps)] if steps else []),
+        ]
         _run("train_tokenizer.py", flags, args)
     tokenizer = VQTokenizer.from_pretrained(place)
     caches = {split: folder / f"{name}-{split}" for split in ("train", "test")}
@@ -174,7 +149,7 @@ def _measure(folder: Path, name: str, test: PythonProse, pairs: Tokenizer, args:
         "report": text_report.evaluate(tokenizer, test, name=name),
         "steps": training["max_steps"],
         "prior_bits_per_byte": metrics["prior_bits_per_byte"],
-        "wrong": None if name in TOKENS else wrong_by_kind(tokenizer, test),
+        "wrong": wrong_by_kind(tokenizer, test),
         "pairs": pair_entropies(tokenizer, test) if name == "bytes-4" else None,
         "samples": VQPipeline.from_pretrained(prior)(num_samples=2, seed=0),
         "reconstruction": [test[3]["text"], tokenizer.reconstruct(test[3]["text"])[0]],
@@ -350,9 +325,6 @@ def _goals(rows: list[dict[str, Any]]) -> str:
 
 def _wrong_lines(rows: list[dict[str, Any]]) -> list[str]:
     """Which bytes are lost, and why."""
-    rows = [row for row in rows if row["wrong"] is not None]
-    if not rows:
-        return []
     kinds = list(rows[0]["wrong"])
     table = {"share of the text": [rows[0]["wrong"][kind][0] for kind in kinds]}
     table |= {row["name"]: [row["wrong"][kind][1] for kind in kinds] for row in rows}
@@ -365,10 +337,10 @@ def _wrong_lines(rows: list[dict[str, Any]]) -> list[str]:
             lines += [
                 "",
                 f"Why `{row['name']}` does not get all: a code of 256 stands for a pair of bytes, of which the held-out text has "
-                f"{pairs['different']:,} different ones, with an entropy of {pairs['entropy']:.2f} bits. Given the pair the code is known "
-                f"but for {pairs['code_given_pair']:.2f} bits: what surrounds a pair hardly changes its code, so that rare pairs share "
-                f"the codes of common ones; given the code {pairs['pair_given_code']:.2f} bits of the pair are left, which the decoder "
-                "has to find in what stands around it.",
+                f"{pairs['different']:,} different ones, with an entropy of {pairs['entropy']:.2f} bits, so that rare pairs share the "
+                f"codes of common ones. Given the pair, {pairs['code_given_pair']:.2f} bits of the code depend on what surrounds it; "
+                f"given the code, {pairs['pair_given_code']:.2f} bits of the pair are left, which the decoder has to find in what stands "
+                "around it. It learns that from the training text, and knows that better than new text.",
             ]
     return [*lines, ""]
 
@@ -395,8 +367,7 @@ def _write_page(page: Path, folder: Path, found: dict[str, Any], args: TextArgum
         "",
         text_report.to_markdown([row["report"] for row in rows]),
         "",
-        "Exact chunks are those of 64 bytes without an error. A unit of `tokens-*` is a token of byte-pair encoding; the bytes of a token",
-        "are right where the token is. " + _goals(rows),
+        "Exact chunks are those of 64 bytes without an error. " + _goals(rows),
         "",
         *_wrong_lines(rows),
         "## What the codes cost",

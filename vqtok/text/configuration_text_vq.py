@@ -25,8 +25,7 @@ class TextVQConfig(VQConfig):
 
     Args:
         vocab_size: how many different units there are: 256 of bytes.
-        downsampling_ratios: units per step that each stage of the encoder takes together; [1] gives each unit, which should then be a
-            token, codes of its own.
+        downsampling_ratios: units per step that each stage of the encoder takes together.
         strides: units per latent of each level, coarse to fine; products of the first ratios, the largest of all of them.
         quantizer: how latents become codes: a dict with the key `type` (see `vqtok.quantizers.quantizer_config`), or a list of
             them, one per stride. One dict stands for every stride.
@@ -76,7 +75,7 @@ class TextVQConfig(VQConfig):
         require(2 <= self.vocab_size <= 1 << 20, self, "vocab_size", "from 2 to 1048576")
         ratios = self.downsampling_ratios
         fits = 1 <= len(ratios) <= 12 and all(2 <= ratio <= 64 for ratio in ratios)
-        require(fits or list(ratios) == [1], self, "downsampling_ratios", "1 to 12 ratios from 2 to 64, or [1]")
+        require(fits, self, "downsampling_ratios", "1 to 12 ratios from 2 to 64")
         products = list(accumulate(ratios, mul))
         fits = list(self.strides) == sorted(set(self.strides) & set(products), reverse=True)
         fits = fits and len(self.strides) > 0 and self.strides[0] == products[-1]
