@@ -16,7 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
 MOST_REQUESTS, MOST_BYTES = 400, 64 << 20
-LARGE = (".safetensors", ".png", ".wav")
+LARGE = (".safetensors", ".png", ".wav", ".parquet")
 TOKENS = {"hf_" + "m" * 34: "me", "hf_" + "o" * 34: "other"}
 MINE, OTHERS = TOKENS
 
@@ -124,10 +124,10 @@ class _Handler(BaseHTTPRequestHandler):
         hub, url = self.hub, urlsplit(self.path)
         self.path_only, self.query = unquote(url.path), parse_qs(url.query)
         self.prefix = ""  # of data sets, whose calls are those of models at another place
-        if match := re.fullmatch(r"(/api)?/datasets/([^/]+/[^/]+?)(\.git/.+|/.+|)", self.path_only):
-            if f"datasets/{match[2]}" in hub.repos:
-                self.prefix = "datasets/"
-                self.path_only = f"{'/api/models' if match[1] else ''}/{match[2]}{match[3]}"
+        match = re.fullmatch(r"(/api)?/datasets/([^/]+/[^/]+?)(\.git/.+|/.+|)", self.path_only)
+        if match and f"datasets/{match[2]}" in hub.repos:
+            self.prefix = "datasets/"
+            self.path_only = f"{'/api/models' if match[1] else ''}/{match[2]}{match[3]}"
         header = self.headers.get("Authorization", "")
         self.token = header.removeprefix("Bearer ") or None
         hub.seen.append(Seen(self.command, self.path_only, self.headers["Host"], self.token))
