@@ -131,6 +131,8 @@ def _batches(
         unit.is_mine = job.claim(number) and not job.is_finished(number)
         if unit.is_mine:
             for batch in prepared_batches(tokenizer, source.read(number), settings, unit.extras, unit.skipped):
+                if tokenizer.model.device.type == "cuda":  # from there a copy need not wait for what the GPU is doing
+                    batch = batch._replace(media=batch.media.pin_memory())
                 yield unit, batch
         yield unit, None
 
@@ -143,7 +145,7 @@ def _write(job: Job, unit: Unit) -> dict[str, Any] | None:
 
 def encode_batch(tokenizer: VQTokenizer, batch: Batch) -> tuple[Tensor, ...]:
     """The codes of a batch, as the model gives them."""
-    model, media = tokenizer.model, batch.media.to(tokenizer.model.device)
+    model, media = tokenizer.model, batch.media.to(tokenizer.model.device, non_blocking=True)
     if tokenizer.layout.ndim == 1 and media.shape[-1] <= _MOST_TOGETHER:
         return model.encode(media, batch.sizes).codes
     return model.encode_long(media)
