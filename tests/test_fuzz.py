@@ -308,6 +308,7 @@ def test_shards_of_strangers_that_ask_to_be_mapped(tmp_path, examples):
         foreign=st.none() | st.sampled_from(["snappy", "zstd", "NONE"]),
     )
     @example(changed={}, foreign=None)
+    @example(changed={"ends": [[], entry["ends"][1]]}, foreign=None)
     @example(changed={"ends": [[end - 4 for end in level] for level in entry["ends"]]}, foreign=None)
     def run(changed, foreign):
         path = tmp_path / "codes-00000.parquet"
