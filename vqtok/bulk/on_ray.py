@@ -51,7 +51,7 @@ def run_on_ray(work: Work, numbers: Sequence[int], processes: int, progress: Pro
     if work.device == "cuda":
         resources["num_gpus"] = 1
     encoded = rows.map_batches(
-        Member, batch_size=None, fn_constructor_args=[work], concurrency=min(processes, len(numbers)), max_restarts=3, **resources
+        Member, batch_size=None, fn_constructor_args=[work], concurrency=min(processes, len(numbers)), **resources
     )  # fmt: skip
     try:
         for record in encoded.iter_rows():
