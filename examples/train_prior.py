@@ -29,7 +29,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch.utils.data import Subset
-from transformers import AutoTokenizer
 
 from vqtok import CodePriorConfig, CodePriorModel, VQPipeline, VQTokenizer
 from vqtok.audio.files import write_file
@@ -46,6 +45,7 @@ from vqtok.prior.conditions import COLUMNS, Conditions, check_values
 from vqtok.prior.data import CONDITION, MANIFEST, CodeDataset, prior_collate
 from vqtok.prior.features import FeatureConditions, TextEncoder
 from vqtok.prior.pretrained import load_text_weights, text_backbone
+from vqtok.prior.text import open_text_tokenizer
 from vqtok.sources.dataset import skipped_summary
 from vqtok.training import PriorStep, StepSampler, TrainingArguments, fit, parse_arguments, read_recipe, step_loader
 from vqtok.training.setup import finish, make_accelerator, model_fields, run_script, save_training
@@ -287,10 +287,14 @@ def _pipeline(
 ) -> VQPipeline:
     """What will be published: the prior, or the cascade with it as its last stage."""
     if coarse is None:
-        return VQPipeline(model, vq_tokenizer, conditions.text_tokenizer, conditions.seen, conditions.encoder)
+        pipeline = VQPipeline(model, vq_tokenizer, conditions.text_tokenizer, conditions.seen, conditions.encoder)
+        pipeline.text_tokenizer_source = conditions.text_source
+        return pipeline
     before = coarse.prior.stages if isinstance(coarse.prior, CodeCascade) else [coarse.prior]
     cascade = CodeCascade([*before, model])
-    return VQPipeline(cascade, vq_tokenizer, coarse.text_tokenizer, coarse.text_ids_seen, conditions.encoder)
+    pipeline = VQPipeline(cascade, vq_tokenizer, coarse.text_tokenizer, coarse.text_ids_seen, conditions.encoder)
+    pipeline.text_tokenizer_source = coarse.text_tokenizer_source
+    return pipeline
 
 
 def _conditions(
@@ -298,10 +302,13 @@ def _conditions(
 ) -> Conditions:
     column = codes.columns.get(COLUMNS.get(kind) or "", [])
     tokenizer = None if coarse is None else coarse.text_tokenizer  # the stages of a cascade read the same tokens
-    if kind == "text" and tokenizer is None and (source := script.text_tokenizer or script.init_from):
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    origin = None
+    if kind == "text" and tokenizer is None and (name := script.text_tokenizer or script.init_from):
+        tokenizer, origin = open_text_tokenizer(name)
     values = column if kind == "codes" else [column[i] for i in train] if column else []
-    return Conditions(kind, values, tokenizer, script.text_vocab_size, script.max_text_length)
+    conditions = Conditions(kind, values, tokenizer, script.text_vocab_size, script.max_text_length)
+    conditions.text_source = origin
+    return conditions
 
 
 def _features(

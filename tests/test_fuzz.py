@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from transformers.utils import logging
 
-from tests.prior.test_data import write
+from tests.prior.test_data import codes, write
 from tests.test_pipeline import make_prior
 from vqtok import Codes, VQPipeline, VQTokenizer
 from vqtok.codes import CodeLayout, LevelLayout
@@ -184,9 +184,9 @@ def read_all(folder):
     data = CodeDataset(folder)
     for i in range(len(data)):
         item = data[i]
-        for codes, level, grid in zip(item["codes"], data.layout.levels, data.layout.grids(item["size"]), strict=True):
-            assert codes.shape[1:] == grid and 1 <= codes.shape[0] <= level.num_codebooks
-            assert int(codes.min()) >= 0 and int(codes.max()) < level.codebook_size
+        for own, level, grid in zip(item["codes"], data.layout.levels, data.layout.grids(item["size"]), strict=True):
+            assert own.shape[1:] == grid and 1 <= own.shape[0] <= level.num_codebooks
+            assert int(own.min()) >= 0 and int(own.max()) < level.codebook_size
     data.groups()
 
 
@@ -263,6 +263,14 @@ def test_columns_of_shards(tmp_path, examples):
     assert outcomes == {True, False}
 
 
+def fit_manifest(folder, **changes):
+    """Lets the manifest say of the shard what is there now, as somebody would who means it."""
+    manifest = json.loads((folder / MANIFEST).read_text())
+    (entry,) = manifest["shards"]
+    entry |= {"num_bytes": (folder / "codes-00000.parquet").stat().st_size, **changes}
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+
+
 @few_and_many
 def test_bytes_of_shards(tmp_path, examples):
     write(tmp_path)
@@ -272,13 +280,45 @@ def test_bytes_of_shards(tmp_path, examples):
     @budget(4 * examples)
     @given(
         st.lists(st.tuples(st.integers(4, len(good) - 1), st.integers(0, 255)), min_size=1, max_size=3),
-        st.integers(0, 9),
+        st.integers(-9, 9) | st.integers(0, len(good)),
+        st.booleans(),
     )
-    def run(changes, cut):
+    def run(changes, cut, fitting):
         data = bytearray(good)
         for at, value in changes:
             data[at] = value
-        path.write_bytes(bytes(data[: len(data) - (cut if cut < 5 else 0)]))
+        path.write_bytes(bytes(data[: len(data) - cut]) if cut >= 0 else bytes(data) + b"x" * -cut)
+        fit_manifest(tmp_path, **({} if fitting else {"num_bytes": len(good)}))
         loads_or_is_refused(lambda: read_all(tmp_path))
 
     run()
+
+
+@few_and_many
+def test_shards_of_strangers_that_ask_to_be_mapped(tmp_path, examples):
+    """Whatever a manifest says about the inside of a file, codes come from where Parquet has them, or not at all."""
+    write(tmp_path, [(codes([(8, 8), (8, 8)]), [{}, {}])])
+    entry = json.loads((tmp_path / MANIFEST).read_text())["shards"][0]
+    good, outcomes = (tmp_path / "codes-00000.parquet").read_bytes(), set()
+    wanted = {i: [level.tolist() for level in CodeDataset(tmp_path)[i]["codes"]] for i in range(2)}
+
+    @budget(4 * examples)
+    @given(
+        changed=mutations({name: entry[name] for name in ("size", "columns", "row_groups", "ends")}),
+        foreign=st.none() | st.sampled_from(["snappy", "zstd", "NONE"]),
+    )
+    @example(changed={}, foreign=None)
+    @example(changed={"ends": [[], entry["ends"][1]]}, foreign=None)
+    @example(changed={"ends": [[end - 4 for end in level] for level in entry["ends"]]}, foreign=None)
+    def run(changed, foreign):
+        path = tmp_path / "codes-00000.parquet"
+        path.write_bytes(good)
+        if foreign:  # the same rows, laid out in another way
+            parquet.write_table(parquet.read_table(path), path, compression=foreign)
+        fit_manifest(tmp_path, **changed)
+        outcomes.add(loads_or_is_refused(lambda: read_all(tmp_path)))
+        if loads_or_is_refused(lambda: CodeDataset(tmp_path)):
+            assert all([level.tolist() for level in CodeDataset(tmp_path)[i]["codes"]] == wanted[i] for i in range(2))
+
+    run()
+    assert outcomes == {True, False}

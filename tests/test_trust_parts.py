@@ -1,5 +1,6 @@
 """The promises of SECURITY.md for the parts of a pipeline: its text tokenizer, its text encoder, the later stages of a cascade."""
 
+import hashlib
 import json
 import pickle
 import shutil
@@ -15,6 +16,7 @@ from vqtok import VQPipeline, VQTokenizer
 from vqtok.hub.weights import WEIGHTS
 from vqtok.prior import CodeCascade
 from vqtok.prior.features import TextEncoder
+from vqtok.prior.text import open_text_tokenizer
 
 WORDS = {"text": ["one"], "features": ["one"], "cascade": None}
 SIZE = {"sizes": (16, 24), "seed": 0}
@@ -49,6 +51,7 @@ def test_the_code_of_no_part_is_run(parts, tmp_path, kind):
     touched, folder = tmp_path / "touched", parts / kind
     for place in [folder, *(path for path in folder.iterdir() if path.is_dir())]:
         trap(place, touched)
+    edit(folder / "pipeline.json", text_files=None)  # whoever sets traps writes no checksums that would give them away
     assert len(VQPipeline.from_pretrained(folder)(WORDS[kind], **SIZE)) == 1
     assert not touched.exists() and not [name for name in sys.modules if "evil" in name]
 
@@ -77,6 +80,48 @@ def test_a_later_stage_cannot_ask_for_a_large_model(parts, fields, monkeypatch):
 
 
 # -- text tokenizers and text encoders
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("text", "tokenizer.json"), ("features", "text_encoder/tokenizer.json"), ("features", "text_encoder/model.safetensors")],
+)  # fmt: skip
+def test_what_reads_the_prompts_is_what_was_saved(parts, kind, name):
+    folder, path = parts / kind, parts / kind / name
+    digests = json.loads((folder / "pipeline.json").read_text())["text_files"]
+    assert digests[name] == hashlib.sha256(path.read_bytes()).hexdigest()
+    data = path.read_bytes()
+    if name.endswith(".json"):  # another vocabulary of the same size
+        path.write_bytes(data.replace(b'"a"', b'"#"', 1).replace(b'"b"', b'"a"', 1).replace(b'"#"', b'"b"', 1))
+    else:
+        path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    assert path.read_bytes() != data
+    with pytest.raises(ValueError, match=f"{name} is not the file that this pipeline was saved with"):
+        VQPipeline.from_pretrained(folder)
+    edit(folder / "pipeline.json", text_files=None)  # of a pipeline that was saved before there were checksums
+    VQPipeline.from_pretrained(folder)
+    path.write_bytes(data)
+    for wrong in ({name: "x"}, {"../x.json": "0" * 64}, {"text_encoder/model-/../../x.safetensors": "0" * 64}, [name]):
+        edit(folder / "pipeline.json", text_files=wrong)
+        with pytest.raises(ValueError, match="makes no sense"):
+            VQPipeline.from_pretrained(folder)
+
+
+def test_a_pipeline_says_where_its_text_tokenizer_is_from(hub, parts):
+    files = {path.name: path.read_bytes() for path in (parts / "text").glob("*token*.json")}
+    hub.add("me/words", files)
+    words, source = open_text_tokenizer("me/words")
+    assert source == {"repo": "me/words", "revision": hub.repos["me/words"].branches["main"]}
+    assert words("one").input_ids == TOKENIZER("one").input_ids
+    assert open_text_tokenizer(parts / "text")[1] is None
+    pipe = VQPipeline.from_pretrained(parts / "text")
+    assert pipe.text_tokenizer_source is None
+    pipe.text_tokenizer_source = source
+    pipe.save_pretrained(parts / "again")
+    assert VQPipeline.from_pretrained(parts / "again").text_tokenizer_source == source
+    edit(parts / "again/pipeline.json", text_tokenizer_source={"repo": "me/words", "revision": "../x"})
+    with pytest.raises(ValueError, match="makes no sense"):
+        VQPipeline.from_pretrained(parts / "again")
 
 
 @pytest.mark.parametrize("fields", KERNELS, ids=str)

@@ -288,11 +288,9 @@ def tokenize(
     import os
 
     from vqtok.bulk import tokenize_dataset
-    from vqtok.bulk.share import share_of
+    from vqtok.bulk.share import chosen_share
 
-    if (worker is None) != (num_workers is None):
-        raise ValueError("--worker and --num_workers go together: give both, or none")
-    share = share_of(os.environ) if worker is None or num_workers is None else (worker, num_workers)
+    share = chosen_share(os.environ, worker, num_workers)
     _quiet()
     result = tokenize_dataset(
         source, output, tokenizer, revision=revision, media_column=media_column, caption_column=caption_column,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
+import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
@@ -20,7 +22,7 @@ from vqtok.auto.rooms import quiet
 from vqtok.codes import Codes
 from vqtok.files import read_json, write_json
 from vqtok.fingerprint import check_fingerprint, stamp
-from vqtok.hub.folders import HUB_ID, fetch_folder, is_revision, replace_files
+from vqtok.hub.folders import HUB_ID, fetch_folder, file_digests, is_revision, replace_files
 from vqtok.hub.publish import PublishedFacade
 from vqtok.hub.weights import MODEL_FILES, require_safetensors
 from vqtok.prior import PRIORS, CodeCascade, CodePriorModel, Known, MaskedCodePriorModel, encode_prompts
@@ -31,13 +33,14 @@ from vqtok.prior.text import TOKENIZER_FILES, from_ranges, load_text_tokenizer, 
 FORMAT = 1
 PIPELINE_FILE = "pipeline.json"
 TEXT_ENCODER = "text_encoder"  # its folder
+# What reads the prompts.
+_TEXT_FILES = (*TOKENIZER_FILES, *(f"{TEXT_ENCODER}/{name}" for name in ENCODER_FILES))
 # What a pipeline's folder consists of, for downloads: no samples, no checkpoints.
 FILES = (
     *(PIPELINE_FILE, *MODEL_FILES),
-    *TOKENIZER_FILES,
     *(f"vq_tokenizer/{name}" for name in TOKENIZER_FOLDER),
     *(f"stage_[0-9]*/{name}" for name in MODEL_FILES),
-    *(f"{TEXT_ENCODER}/{name}" for name in ENCODER_FILES),
+    *_TEXT_FILES,
 )
 
 
@@ -54,6 +57,7 @@ class VQPipeline(PublishedFacade):
 
     Attributes:
         prior, vq_tokenizer, text_tokenizer, text_ids_seen, text_encoder: as given.
+        text_tokenizer_source: `{"repo", "revision"}` of the place on the Hub that the text tokenizer comes from, if it does.
 
     Raises:
         ValueError: the three do not belong together; both fingerprints or layouts are named.
@@ -104,6 +108,7 @@ class VQPipeline(PublishedFacade):
             )
         self.prior, self.vq_tokenizer, self.text_tokenizer = prior, vq_tokenizer, text_tokenizer
         self.text_encoder = text_encoder
+        self.text_tokenizer_source: dict[str, str] | None = None
         self.text_ids_seen = None if text_ids_seen is None else sorted(set(text_ids_seen))
         self._home: tuple[Path, Any] | None = None  # the folder that holds it, and what it held
 
@@ -134,7 +139,8 @@ class VQPipeline(PublishedFacade):
 
         Raises:
             OSError: no such folder or repository, or a file is missing from it; the sentence says which and what to do.
-            ValueError: the parts do not belong together, or their files are damaged.
+            ValueError: the parts do not belong together, their files are damaged, or what reads the prompts is not what the pipeline was
+                saved with.
         """
         hub = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
         folder, commit = fetch_folder(id_or_folder, FILES, revision=revision, subfolder=subfolder, **hub)
@@ -155,8 +161,10 @@ class VQPipeline(PublishedFacade):
             with quiet():
                 text_encoder = TextEncoder.from_pretrained(folder / TEXT_ENCODER)
             text_encoder.source = facts.get("text_encoder_source")
+        _check_text_files(folder, facts.get("text_files") or {})
         seen = facts.get("text_ids_seen")
         pipeline = cls(prior, vq_tokenizer, text_tokenizer, None if seen is None else from_ranges(seen), text_encoder)
+        pipeline.text_tokenizer_source = facts.get("text_tokenizer_source")
         pipeline = pipeline if device is None else pipeline.to(device)
         pipeline._home = None if commit else (folder, pipeline._stamp())
         return pipeline
@@ -195,6 +203,10 @@ class VQPipeline(PublishedFacade):
                 facts["vq_tokenizer_source"] = self.vq_tokenizer.source
             if self.text_encoder is not None and self.text_encoder.source is not None:
                 facts["text_encoder_source"] = self.text_encoder.source
+            if self.text_tokenizer is not None and self.text_tokenizer_source is not None:
+                facts["text_tokenizer_source"] = self.text_tokenizer_source
+            if text_files := file_digests(staging, _TEXT_FILES):
+                facts["text_files"] = text_files
             write_json(staging / PIPELINE_FILE, facts)
 
     @property
@@ -402,8 +414,9 @@ def _read_facts(folder: Path) -> dict[str, Any]:
             raise ValueError(f"{name['repo']} is a repository on the Hub, and a folder of that name is in the way here")
         source = facts.get("vq_tokenizer_source")
         named = named and (source is None or _is_source(source, {"repo", "revision", "fingerprint"}))
-        reader = facts.get("text_encoder_source")
-        named = named and (reader is None or _is_source(reader, {"repo", "revision"}))
+        for reader in (facts.get("text_encoder_source"), facts.get("text_tokenizer_source")):
+            named = named and (reader is None or _is_source(reader, {"repo", "revision"}))
+        named = named and _are_text_files(facts.get("text_files") or {})
         staged = isinstance(stages, list) and 1 <= len(stages) <= 64 and stages == _stage_names(len(stages))
         well_formed = named and pairs and staged and isinstance(version, int) and isinstance(fingerprint, str | None)
         if not well_formed:
@@ -413,6 +426,28 @@ def _read_facts(folder: Path) -> dict[str, Any]:
     if version > FORMAT:
         raise ValueError(f"{path} has format {version}, this vqtok knows {FORMAT}: upgrade vqtok")
     return facts
+
+
+def _are_text_files(digests: Any) -> bool:
+    """Whether these are checksums of files that may read prompts, none of them elsewhere."""
+    return isinstance(digests, dict) and all(
+        re.fullmatch("[0-9a-f]{64}", digest)
+        and ".." not in name
+        and any(fnmatch.fnmatch(name, pattern) for pattern in _TEXT_FILES)
+        for name, digest in digests.items()
+    )
+
+
+def _check_text_files(folder: Path, digests: dict[str, str]) -> None:
+    """Refuse files of the text tokenizer or text encoder that are not those the pipeline was saved with."""
+    found = file_digests(folder, list(digests))
+    for name, digest in digests.items():
+        if found.get(name) != digest:
+            state = "not the file that this pipeline was saved with" if name in found else "missing"
+            raise ValueError(
+                f"{folder / name} is {state}, so its prompts would not be read as in training: get the whole pipeline again, or, if "
+                "another one is meant, make a VQPipeline of the parts and save that"
+            )
 
 
 def _stage_names(count: int) -> list[str]:

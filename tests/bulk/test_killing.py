@@ -71,3 +71,12 @@ def test_a_member_that_is_killed_stops_the_run_and_says_so(whole, saved, tmp_pat
     _, err = process.communicate(timeout=120)
     assert process.returncode != 0 and re.search("a process that encodes was killed by signal 9", err)
     assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_the_same_command_started_twice_writes_each_shard_once(whole, saved, tmp_path):
+    arguments = (whole / "in", tmp_path / "out", "-t", saved, "--batch_size", 8)
+    both = [start(*arguments) for _ in range(2)]
+    said = [process.communicate(timeout=300) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    shares = [int(re.search(r"encoded (\d+) samples", out)[1]) for out, _ in said]
+    assert sum(shares) == 238 and contents(tmp_path / "out") == contents(whole / "out")

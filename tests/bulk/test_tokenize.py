@@ -2,13 +2,15 @@
 
 import json
 import resource
+import subprocess
+import sys
 
 import datasets
 import pytest
 import torch
 
 from tests.bulk.making import BROKEN, contents, loose_files, parquet_shards, png, skipped, tar_shard
-from tests.tiny import make_audio_tokenizer, make_tokenizer, picture, sound
+from tests.tiny import make_audio_tokenizer, make_text_tokenizer, make_tokenizer, picture, sound
 from vqtok import VQTokenizer, tokenize_dataset
 from vqtok.bulk.share import share_of
 from vqtok.bulk.tables import Columns
@@ -115,7 +117,22 @@ def test_sounds_of_many_lengths_share_batches(tmp_path):
     (tmp_path / "in" / "9.wav").write_bytes(b"RIFF")
     tokenize_dataset(tmp_path / "in", tmp_path / "out", tok, batch_size=4)
     assert_codes(tmp_path / "out", tok, [{"audio": each, "sampling_rate": 8000} for each in sounds])
-    assert [name for name, _ in skipped(tmp_path / "out")] == ["9.wav"]
+    ((name, reason),) = skipped(tmp_path / "out")
+    assert name == "9.wav" and "no sound" in reason and str(tmp_path) not in reason
+
+
+def test_texts_of_many_lengths_share_batches(tmp_path):
+    make_text_tokenizer().save_pretrained(tmp_path / "tok")
+    tok = VQTokenizer.from_pretrained(tmp_path / "tok")
+    (tmp_path / "in").mkdir()
+    texts = ["a" * n + "é" for n in (3, 40, 41, 9)]
+    for i, each in enumerate(texts):
+        (tmp_path / "in" / f"{i}.txt").write_text(each)
+    (tmp_path / "in" / "9.txt").write_bytes(b"\xff\xfe\xff")
+    tokenize_dataset(tmp_path / "in", tmp_path / "out", tok, batch_size=4)
+    assert_codes(tmp_path / "out", tok, texts)
+    ((name, reason),) = skipped(tmp_path / "out")
+    assert name == "9.txt" and "UTF-8" in reason and str(tmp_path) not in reason
 
 
 def test_shares_of_workers_together_give_the_bytes_of_one(tok, tmp_path):
@@ -142,6 +159,40 @@ def test_what_is_finished_is_not_written_again_and_what_is_damaged_is(tok, tmp_p
     assert tokenize_dataset(tmp_path / "in", tmp_path / "out", tok).num_samples == 4
     assert contents(tmp_path / "out") == whole
     assert (tmp_path / "out" / "codes-00000.parquet").stat().st_ino == inodes["codes-00000.parquet"]
+
+
+HOLD = """
+import fcntl, pathlib, sys, time
+folder = pathlib.Path(sys.argv[1])
+with (folder / "job.json").open("r+b") as file:
+    fcntl.lockf(file, fcntl.LOCK_EX, 1, 1)
+    print("held", flush=True)
+    while not (folder / "codes-00002.json").exists():
+        time.sleep(0.01)
+"""
+
+
+def test_a_shard_that_another_process_has_is_left_to_it_and_taken_over_when_that_ends(tok, tmp_path):
+    parquet_shards(tmp_path / "in", 3, 2)
+    tokenize_dataset(tmp_path / "in", tmp_path / "whole", tok)
+    tokenize_dataset(tmp_path / "in", tmp_path / "out", tok, worker=0, num_workers=3)
+    other = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path / "out"], stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "held\n"
+    tokenize_dataset(tmp_path / "in", tmp_path / "out", tok)
+    assert other.wait(10) == 0
+    written = [(tmp_path / "out" / f"codes-0000{i}.json").stat().st_mtime_ns for i in range(3)]
+    assert written[0] < written[2] < written[1]
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("change", [{"num_bytes": "many"}, {"num_samples": -1}, {"file": "../x"}, {"sha256": None}])
+def test_a_damaged_record_is_no_record(tok, tmp_path, change):
+    parquet_shards(tmp_path / "in", 1, 2)
+    tokenize_dataset(tmp_path / "in", tmp_path / "out", tok)
+    whole, path = contents(tmp_path / "out"), tmp_path / "out" / "codes-00000.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    assert tokenize_dataset(tmp_path / "in", tmp_path / "out", tok).num_samples == 2
+    assert contents(tmp_path / "out") == whole
 
 
 def test_another_tokenizer_or_preprocessing_in_the_folder_is_refused(tok, tmp_path):
@@ -206,6 +257,27 @@ def test_nothing_readable_and_nothing_fitting_is_said(tok, tmp_path):
         with pytest.raises(ValueError, match=words):
             tokenize_dataset(source, tmp_path / "new", tok, **options)
     assert not (tmp_path / "new").exists()
+
+
+def test_resampling_is_asked_for_each_time(tmp_path):
+    import soundfile
+
+    make_audio_tokenizer().save_pretrained(tmp_path / "tok")
+    tok = VQTokenizer.from_pretrained(tmp_path / "tok")
+    (tmp_path / "in").mkdir()
+    soundfile.write(tmp_path / "in" / "0.wav", sound(4000), 16000, subtype="FLOAT")
+    result = tokenize_dataset(tmp_path / "in", tmp_path / "yes", tok, resample=True)
+    assert result.num_samples == 1 and result.manifest["preprocessing"]["resample"] is True
+    assert not tok.processor.resample
+    with pytest.raises(ValueError, match="none of 1 samples could be read"):
+        tokenize_dataset(tmp_path / "in", tmp_path / "no", tok)
+
+
+def test_without_ray_its_engine_says_what_to_install(tok, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    parquet_shards(tmp_path / "in", 1, 2)
+    with pytest.raises(ImportError, match=r"pip install 'vqtok\[ray\]'"):
+        tokenize_dataset(tmp_path / "in", tmp_path / "out", tok, engine="ray")
 
 
 def test_shares_come_from_launchers():

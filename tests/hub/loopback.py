@@ -16,7 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
 MOST_REQUESTS, MOST_BYTES = 400, 64 << 20
-LARGE = (".safetensors", ".png", ".wav")
+LARGE = (".safetensors", ".png", ".wav", ".parquet")
 TOKENS = {"hf_" + "m" * 34: "me", "hf_" + "o" * 34: "other"}
 MINE, OTHERS = TOKENS
 
@@ -124,10 +124,10 @@ class _Handler(BaseHTTPRequestHandler):
         hub, url = self.hub, urlsplit(self.path)
         self.path_only, self.query = unquote(url.path), parse_qs(url.query)
         self.prefix = ""  # of data sets, whose calls are those of models at another place
-        if match := re.fullmatch(r"(/api)?/datasets/([^/]+/[^/]+?)(\.git/.+|/.+|)", self.path_only):
-            if f"datasets/{match[2]}" in hub.repos:
-                self.prefix = "datasets/"
-                self.path_only = f"{'/api/models' if match[1] else ''}/{match[2]}{match[3]}"
+        match = re.fullmatch(r"(/api)?/datasets/([^/]+/[^/]+?)(\.git/.+|/.+|)", self.path_only)
+        if match and f"datasets/{match[2]}" in hub.repos:
+            self.prefix = "datasets/"
+            self.path_only = f"{'/api/models' if match[1] else ''}/{match[2]}{match[3]}"
         header = self.headers.get("Authorization", "")
         self.token = header.removeprefix("Bearer ") or None
         hub.seen.append(Seen(self.command, self.path_only, self.headers["Host"], self.token))
@@ -167,6 +167,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, status, value=None, headers=None, raw=None, length=None):
         data = raw if raw is not None else json.dumps(value).encode()
+        if (
+            status == 200
+            and raw is not None
+            and (part := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")))
+        ):
+            status, data = 206, data[int(part[1]) : int(part[2]) + 1]
         self.send_response(status)
         if isinstance(value, dict) and status >= 400:
             self.send_header("X-Error-Message", str(value.get("error", "")))
@@ -274,6 +280,12 @@ class _Handler(BaseHTTPRequestHandler):
     def stored(self, body, oid):
         return self._answer(200, raw=self.hub.large[oid], headers={"ETag": f'"{oid}"'})
 
+    def paths(self, body, name, revision):
+        repo = self._repo(name)
+        if repo and (sha := self._sha(repo, revision)):
+            asked = parse_qs(body.decode())["paths"] if not body.startswith(b"{") else json.loads(body)["paths"]
+            self._answer(200, _entries(repo.commits[sha], lambda path: path in asked))
+
     def verify(self, body, name):
         asked = json.loads(body)
         good = len(self.hub.large.get(asked["oid"], b"")) == asked["size"]
@@ -310,16 +322,10 @@ class _Handler(BaseHTTPRequestHandler):
             answer["pullRequestUrl"] = f"{self.hub.endpoint}/{name}/discussions/1"
         self._answer(200, answer)
 
-    def tree(self, body, name, revision):
+    def tree(self, body, name, revision, folder):
         repo = self._repo(name)
         if repo and (sha := self._sha(repo, revision)):
-            entries = []
-            for path, data in repo.commits[sha].items():
-                entry = {"type": "file", "path": path, "size": len(data), "oid": _blob(data)}
-                if path.endswith(LARGE):
-                    entry["lfs"] = {"oid": _sha256(data), "size": len(data), "pointerSize": 130}
-                entries.append(entry)
-            self._answer(200, entries)
+            self._answer(200, _entries(repo.commits[sha], lambda path: path.startswith((folder or "").strip("/"))))
 
     def resolve(self, body, name, revision, path):
         repo = self._repo(name)
@@ -346,16 +352,28 @@ _ROUTES = [
     ("GET", rf"/api/models/{_NAME}/revision/(.+)", _Handler.info),
     ("GET", rf"/api/datasets/{_NAME}", _Handler.dataset),
     ("POST", rf"/api/models/{_NAME}/preupload/(.+)", _Handler.preupload),
+    ("POST", rf"/api/models/{_NAME}/paths-info/(.+)", _Handler.paths),
     ("POST", rf"/{_NAME}\.git/info/lfs/objects/batch", _Handler.lfs_batch),
     ("PUT", r"/storage/(\w+)", _Handler.store),
     ("GET", r"/storage/(\w+)", _Handler.stored),
     ("HEAD", r"/storage/(\w+)", _Handler.stored),
     ("POST", rf"/{_NAME}/verify", _Handler.verify),
     ("POST", rf"/api/models/{_NAME}/commit/(.+)", _Handler.commit),
-    ("GET", rf"/api/models/{_NAME}/tree/([^/]+)", _Handler.tree),
+    ("GET", rf"/api/models/{_NAME}/tree/([^/]+)(/.+)?", _Handler.tree),
     ("HEAD", rf"/{_NAME}/resolve/([^/]+)/(.+)", _Handler.resolve),
     ("GET", rf"/{_NAME}/resolve/([^/]+)/(.+)", _Handler.resolve),
 ]
+
+
+def _entries(files: dict[str, bytes], wanted=lambda path: True) -> list[dict]:
+    entries = []
+    for path, data in files.items():
+        if wanted(path):
+            entry = {"type": "file", "path": path, "size": len(data), "oid": _blob(data)}
+            if path.endswith(LARGE):
+                entry["lfs"] = {"oid": _sha256(data), "size": len(data), "pointerSize": 130}
+            entries.append(entry)
+    return entries
 
 
 def _sha256(data: bytes) -> str:

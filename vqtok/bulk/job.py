@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
-from collections.abc import Iterator
+import os
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from vqtok.codes import CodeLayout
 from vqtok.files import read_json, write_json, write_text
 from vqtok.fingerprint import check_fingerprint
 from vqtok.prior.data import MANIFEST, shard_name, write_manifest
 from vqtok.prior.shards import write_shard
+
+try:
+    import fcntl
+except ImportError:  # of Windows
+    fcntl = None  # type: ignore[assignment]
 
 JOB = "job.json"
 # What is compared first, because it says most.
@@ -29,20 +36,23 @@ class Job:
     Args:
         folder: of the codes; made if it is not there.
         facts: of the job. `layout`, `fingerprint` and `source` with its `units` are among them.
+        wait: for units that another process has, instead of leaving them to it.
 
     Raises:
         ValueError: the folder holds codes of another job: what differs is named with both values.
         OSError: it cannot be written.
     """
 
-    def __init__(self, folder: Path, facts: dict[str, Any]):
-        self.folder, self.facts = folder, facts
+    def __init__(self, folder: Path, facts: dict[str, Any], wait: bool = False):
+        self.folder, self.facts, self._wait = folder, facts, wait
+        self._locks: IO[bytes] | None = None
         self.units: list[dict[str, Any]] = facts["source"]["units"]
         self.digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"{folder} is a file: name a folder for the codes")
         if not (folder / JOB).exists():
-            if folder.exists() and any(path.name != JOB and not path.name.startswith(".") for path in folder.iterdir()):
+            others = folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir())
+            if others and not (folder / JOB).exists():  # another worker may have begun just now
                 raise ValueError(f"{folder} is not empty, and holds no unfinished codes: name an empty or a new folder")
             write_json(folder / JOB, facts)
         self._check(read_json(folder / JOB))
@@ -67,12 +77,12 @@ class Job:
         return shard, shard.with_suffix(".json"), shard.with_suffix(".skipped.jsonl")
 
     def record(self, number: int) -> dict[str, Any] | None:
-        """The record of a finished shard; None if it is not finished.
+        """The record of a finished shard; None if it is not finished, or its record is damaged.
 
         Raises:
             ValueError: it is of another job.
         """
-        path = self.names(number)[1]
+        shard, path, _ = self.names(number)
         try:
             record = read_json(path)
         except (OSError, ValueError):
@@ -81,7 +91,12 @@ class Job:
             raise ValueError(
                 f"{path} is the record of another job, which writes into the same folder: give each its own"
             )
-        return record
+        counts = [record.get(name) for name in ("num_samples", "num_skipped")]
+        if not all(type(count) is int and count >= 0 for count in counts):
+            return None
+        wanted = {"file": shard.name, "num_bytes": int, "sha256": str} if record["num_samples"] else {"file": None}
+        known = all(record.get(k) == v or isinstance(v, type) and type(record.get(k)) is v for k, v in wanted.items())
+        return record if known else None
 
     def is_finished(self, number: int, thorough: bool = True) -> bool:
         """Whether a shard is there, whole, as its record says.
@@ -90,8 +105,9 @@ class Job:
             thorough: compare its checksum, too, and not only its size.
         """
         record = self.record(number)
-        if record is None:
-            return False
+        return record is not None and self._is_whole(number, record, thorough)
+
+    def _is_whole(self, number: int, record: dict[str, Any], thorough: bool) -> bool:
         shard = self.names(number)[0]
         if not record["num_samples"]:
             return True
@@ -102,15 +118,49 @@ class Job:
         with shard.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest() == record["sha256"]
 
+    def claim(self, number: int, wait: bool | None = None) -> bool:
+        """Whether this process may write a unit now: of all that want to, on whatever machine, one at a time may.
+
+        It is a lock of the operating system on one byte of `job.json`, so that it leaves nothing behind and ends with the process,
+        however that ends. Where the file system has no such locks everybody may: shards are then still whole, and of the same bytes.
+
+        Args:
+            number: of the unit.
+            wait: until it is free; None is as the job was made.
+        """
+        if fcntl is None:
+            return True
+        flags = 0 if (self._wait if wait is None else wait) else fcntl.LOCK_NB
+        while True:
+            if self._locks is None:
+                self._locks = (self.folder / JOB).open("r+b")
+            try:
+                fcntl.lockf(self._locks, fcntl.LOCK_EX | flags, 1, number)
+            except OSError as error:
+                if error.errno in (errno.EACCES, errno.EAGAIN):
+                    return False
+                if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
+                    return True
+                raise
+            if os.path.samestat(os.fstat(self._locks.fileno()), os.stat(self.folder / JOB)):
+                return True
+            self._locks.close()  # it was replaced by a process that began at the same moment
+            self._locks = None
+
+    def release(self, number: int) -> None:
+        """Let others write a unit that was claimed."""
+        if fcntl is not None and self._locks is not None:
+            with suppress(OSError):  # where there are no locks there is nothing to give back
+                fcntl.lockf(self._locks, fcntl.LOCK_UN, 1, number)
+
     def write(self, number: int, rows: list[dict[str, Any]], skipped: list[tuple[str, str]]) -> dict[str, Any]:
-        """Write the shard of a unit, what was left out of it, and last its record, which is returned.
+        """Write the shard of a unit that was claimed, what was left out of it, and last its record, which is returned.
 
         Raises:
             OSError: the disk is full, say. What is there is whole, and the same call starts this shard anew.
         """
         shard, path, aside = self.names(number)
-        for stale in self.folder.glob(f".{shard.stem}.*.tmp"):  # of a process that was killed
-            stale.unlink(missing_ok=True)
+        self._clear(f".{shard.stem}.*.tmp")
         if skipped:
             lines = (json.dumps({"name": name, "reason": reason}, ensure_ascii=False) for name, reason in skipped)
             write_text(aside, "".join(f"{line}\n" for line in lines).encode("utf-8", "replace").decode())
@@ -120,15 +170,21 @@ class Job:
         write_json(path, record)
         return record
 
-    def finish(self) -> dict[str, Any] | None:
-        """Write the manifest if all shards are there, and return it; None if some are missing.
+    def _clear(self, pattern: str) -> None:
+        """Remove what a process that was killed has left."""
+        for stale in self.folder.glob(pattern):
+            stale.unlink(missing_ok=True)
+
+    def finish(self) -> tuple[int, dict[str, Any] | None]:
+        """Return how many shards are there, and the manifest, which is written if these are all, else None.
 
         Raises:
             ValueError: no sample could be read.
         """
-        if not all(self.is_finished(number, thorough=False) for number in range(len(self.units))):
-            return None
-        records = list(self._records())
+        found = [(number, self.record(number)) for number in range(len(self.units))]
+        records = [record for number, record in found if record is not None and self._is_whole(number, record, False)]
+        if len(records) < len(self.units):
+            return len(records), None
         shards = [{k: v for k, v in record.items() if k != "job"} for record in records if record["num_samples"]]
         skipped = sum(record["num_skipped"] for record in records)
         if not shards:
@@ -139,17 +195,14 @@ class Job:
         source = {name: value for name, value in self.facts["source"].items() if name != "units"}
         facts |= {"source": {**source, "num_units": len(self.units)}, "num_skipped": skipped, "job": self.digest}
         layout = CodeLayout.from_dict(self.facts["layout"])
-        return write_manifest(self.folder, self.facts["fingerprint"], layout, shards, facts)
-
-    def _records(self) -> Iterator[dict[str, Any]]:
-        for number in range(len(self.units)):
-            record = self.record(number)
-            assert record is not None
-            yield record
-
-    @property
-    def has_manifest(self) -> bool:
-        return (self.folder / MANIFEST).is_file()
+        last = len(self.units)
+        self.claim(last, wait=True)
+        try:
+            self._clear(f".{MANIFEST}.*.tmp")
+            self._clear(f".{JOB}.*.tmp")
+            return len(records), write_manifest(self.folder, self.facts["fingerprint"], layout, shards, facts)
+        finally:
+            self.release(last)
 
 
 def _difference(old: Any, new: Any) -> str:

@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .workers import Progress, Work, fixed_threads
+from .workers import Progress, Work
+
+_AT_ONCE = 8  # units in the hands of an actor
 
 
 class Member:
     """An actor of Ray Data: keeps the tokenizer between units."""
 
     def __init__(self, work: Work):
-        self._threads = work.settings.threads
-        self._run = work.runner()
+        self._work = work
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        with fixed_threads(self._threads):
-            record = self._run(int(row["number"]), lambda count: None)
-        return {"num_samples": record["num_samples"], "num_skipped": record["num_skipped"]}
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        records: list[dict[str, Any] | None] = []
+        self._work.encode([int(number) for number in batch["number"]], lambda count: None, records.append)
+        mine = [record for record in records if record is not None]
+        return {name: [record[name] for record in mine] for name in ("num_samples", "num_skipped")}
 
 
 def run_on_ray(work: Work, numbers: Sequence[int], processes: int, progress: Progress) -> None:
@@ -40,13 +42,17 @@ def run_on_ray(work: Work, numbers: Sequence[int], processes: int, progress: Pro
         ray.init(log_to_driver=False, include_dashboard=False)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    rows = ray.data.from_items([{"number": number} for number in numbers], override_num_blocks=len(numbers))
+    # An actor reads the next unit while it encodes one, so it is given a few at once where there are many.
+    at_once = max(1, min(_AT_ONCE, len(numbers) // (4 * processes)))
+    rows = ray.data.from_items(
+        [{"number": number} for number in numbers], override_num_blocks=-(-len(numbers) // at_once)
+    )
     resources: dict[str, Any] = {"num_cpus": work.settings.threads}
     if work.device == "cuda":
         resources["num_gpus"] = 1
-    encoded = rows.map(
-        Member, fn_constructor_args=[work], concurrency=min(processes, len(numbers)), max_restarts=3, **resources
-    )
+    encoded = rows.map_batches(
+        Member, batch_size=None, fn_constructor_args=[work], concurrency=min(processes, len(numbers)), **resources
+    )  # fmt: skip
     try:
         for record in encoded.iter_rows():
             progress.count(int(record["num_samples"]))

@@ -11,6 +11,8 @@ from vqtok.prior.data import MANIFEST, read_manifest
 
 from .job import JOB
 
+_AGAIN = "run vqtok tokenize again"
+
 
 class PublishedCodes:
     """A code cache whose shards are all there, as the manifest says.
@@ -22,20 +24,12 @@ class PublishedCodes:
     def __init__(self, folder: Path):
         self.folder = folder
         if not (folder / MANIFEST).is_file():
-            raise ValueError(f"{folder} is not finished (it has no {MANIFEST}): run vqtok tokenize again until it is")
+            raise ValueError(f"{folder} is not finished (it has no {MANIFEST}): {_AGAIN} until it is")
         self.manifest = read_manifest(folder)
-        self.names = [MANIFEST, *([JOB] if (folder / JOB).is_file() else [])]
         for shard in self.manifest["shards"]:
-            path = folder / shard["file"]
-            if not path.is_file():
-                raise ValueError(f"{path} is missing: run vqtok tokenize again")
-            with path.open("rb") as stream:
-                found = hashlib.file_digest(stream, "sha256").hexdigest()
-            if shard.get("sha256", found) != found:
-                raise ValueError(
-                    f"{path} is not what the manifest says (its checksum differs): run vqtok tokenize again"
-                )
-            self.names.append(path.name)
+            _check_shard(folder / shard["file"], shard.get("sha256"))
+        self.names = [MANIFEST, *([JOB] if (folder / JOB).is_file() else [])]
+        self.names += [shard["file"] for shard in self.manifest["shards"]]
         self.names += sorted(path.name for path in folder.glob("codes-*.skipped.jsonl"))
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
@@ -43,9 +37,20 @@ class PublishedCodes:
 
         Args:
             repo_id: "owner/name" of a data set, or "name" of one's own; made if it is not there.
-            options: see `vqtok.hub.code_sets.publish_codes`.
+            options: `private`, `token`, `revision`, `commit_message`, `create_pr`, `license` of `vqtok.hub.publish.publish`.
 
         Raises:
-            ValueError, OSError: see there.
+            ValueError, OSError: see `vqtok.hub.code_sets.publish_codes`.
         """
         return publish_codes(self.folder, repo_id, self.manifest, self.names, **options)
+
+
+def _check_shard(path: Path, sha256: str | None) -> None:
+    if path.is_symlink() or not path.is_file():
+        raise ValueError(f"{path} is missing, or a link, and only files are published: {_AGAIN}")
+    with path.open("rb") as stream:
+        is_parquet = stream.read(4) == b"PAR1"
+        stream.seek(0)
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if not is_parquet or found != (sha256 or found):
+        raise ValueError(f"{path} is not what the manifest says (its checksum differs): {_AGAIN}")

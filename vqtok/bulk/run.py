@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -137,10 +139,8 @@ def tokenize_dataset(
         raise ValueError("this tokenizer was never saved, so its codes have no fingerprint: save_pretrained it first")
     if image_size is not None and tokenizer.modality != "image":
         raise ValueError(f"image_size is for pictures, this tokenizer is for {tokenizer.modality}: leave it out")
-    if resample:
-        if tokenizer.modality != "audio":
-            raise ValueError(f"resample is for sound, this tokenizer is for {tokenizer.modality}: leave it out")
-        tokenizer.processor.resample = True
+    if resample and tokenizer.modality != "audio":
+        raise ValueError(f"resample is for sound, this tokenizer is for {tokenizer.modality}: leave it out")
     columns = Columns(media_column, caption_column, label_column, tuple(keep))
     medium = _MEDIA[tokenizer.modality]
     found = open_input(source, medium, columns, rows_per_shard, split, config_name, data_revision, streaming)
@@ -148,7 +148,10 @@ def tokenize_dataset(
     device = device or _best_device()
     facts = _facts(tokenizer, source, found, settings, device)
     work = Work(tokenizer, found, Path(output), facts, settings, device)
-    return _run(work, worker, num_workers, processes, engine)
+    with _resampling(tokenizer, resample):
+        if resample:
+            facts["preprocessing"]["resample"] = True
+        return _run(work, worker, num_workers, processes, engine)
 
 
 def _run(work: Work, worker: int, num_workers: int, processes: int, engine: str) -> Tokenized:
@@ -160,20 +163,41 @@ def _run(work: Work, worker: int, num_workers: int, processes: int, engine: str)
     known = [job.units[number].get("samples") for number in missing]
     progress = Progress(len(missing), None if None in known else sum(known))
     try:
-        if engine == "ray" and missing:
-            run_on_ray(work, missing, processes, progress)
-        elif processes == 1 or len(missing) < 2:
-            run_here(work, missing, progress)
-        else:
-            run_in_processes(work, missing, processes, progress)
+        _encode(work, missing, processes, engine, progress)
+        # Those that another process had, which may have been killed since.
+        left = [number for number in missing if not job.is_finished(number, thorough=False)]
+        _encode(work._replace(wait=True), left, processes, engine, progress)
     except OSError as error:
         text = f"{error.strerror or error}. {progress.finished} shards were finished and are kept: start again to go on"
         raise (OSError(error.errno, text) if error.errno else OSError(text)) from error
     finally:
         progress.close()
-    manifest = job.finish()
-    done = sum(job.is_finished(number, thorough=False) for number in range(len(job.units)))
+    done, manifest = job.finish()
     return Tokenized(work.folder, done, len(job.units), progress.samples, progress.skipped, manifest)
+
+
+def _encode(work: Work, numbers: Sequence[int], processes: int, engine: str, progress: Progress) -> None:
+    if not numbers:
+        return
+    if engine == "ray":
+        run_on_ray(work, numbers, processes, progress)
+    elif processes == 1 or len(numbers) < 2:
+        run_here(work, numbers, progress)
+    else:
+        run_in_processes(work, numbers, processes, progress)
+
+
+@contextmanager
+def _resampling(tokenizer: VQTokenizer, resample: bool) -> Iterator[None]:
+    """The tokenizer with a processor that resamples; afterwards it is as it was."""
+    before = getattr(tokenizer.processor, "resample", None)
+    if resample:
+        tokenizer.processor.resample = True
+    try:
+        yield
+    finally:
+        if resample:
+            tokenizer.processor.resample = before
 
 
 def _best_device() -> str:

@@ -40,6 +40,19 @@ def share_of(environment: Mapping[str, str]) -> tuple[int, int]:
     return worker, num_workers
 
 
+def chosen_share(environment: Mapping[str, str], worker: int | None, num_workers: int | None) -> tuple[int, int]:
+    """The share that was asked for, else that of `share_of`.
+
+    Raises:
+        ValueError: only one of both was given; and see `share_of`.
+    """
+    if worker is not None and num_workers is not None:
+        return worker, num_workers
+    if worker is not None or num_workers is not None:
+        raise ValueError("--worker and --num_workers go together: give both, or none")
+    return share_of(environment)
+
+
 def check_share(worker: int, num_workers: int) -> None:
     """Refuse a share that cannot be.
 

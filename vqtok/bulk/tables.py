@@ -102,7 +102,7 @@ def _chosen(names: Any, media: Sequence[str], medium: Medium, columns: Columns, 
         return columns._replace(media="text")
     if columns.media is None and len(media) != 1:
         found = f"the columns of {medium.many} {', '.join(media)}" if media else f"no column of {medium.many}"
-        raise ValueError(f"{title} have {found} among {', '.join(names)}: name one with {medium.column_option}")
+        raise ValueError(f"{title} have {found} among {', '.join(names)}: name one with media_column")
     if columns.media is not None and columns.media not in media:
         raise ValueError(
             f"{title} have no column of {medium.many} {columns.media!r}: there are {', '.join(media) or 'none'}"
@@ -166,13 +166,22 @@ def undecoded(data: Any, medium: Medium, columns: Columns) -> tuple[Any, Columns
     import datasets
 
     kind = getattr(datasets, medium.feature)
-    own = [name for name, feature in data.features.items() if isinstance(feature, kind)]
+    own = [name for name, feature in data.features.items() if isinstance(feature, kind) or _are_bytes(feature)]
     if medium.feature == "Value":
         own = [name for name in own if data.features[name].dtype in ("string", "large_string")]
     chosen = _chosen(data.features, own, medium, columns, "the rows")
     assert chosen.media is not None
     data = data.select_columns(chosen.used(chosen.media, list(data.features)))
-    return data if medium.feature == "Value" else data.cast_column(chosen.media, kind(decode=False)), chosen
+    decodes = medium.feature != "Value" and isinstance(data.features[chosen.media], kind)
+    return data.cast_column(chosen.media, kind(decode=False)) if decodes else data, chosen
+
+
+def _are_bytes(feature: Any) -> bool:
+    """Whether a column of a data set holds files that nobody has declared to be media, as plain Parquet does."""
+    return (isinstance(feature, dict) and "bytes" in feature) or getattr(feature, "dtype", "") in (
+        "binary",
+        "large_binary",
+    )
 
 
 def read_rows(part: Any, first: int, medium: Medium, columns: Columns, most_bytes: int) -> Iterator[Found]:

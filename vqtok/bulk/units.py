@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import queue
-import threading
 import warnings
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from itertools import islice
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -24,14 +22,14 @@ from vqtok.image.image_processing_image_vq import to_rgb
 from vqtok.modeling import evaluating
 from vqtok.prior.shards import code_row
 
-from .inputs import Item
+from .inputs import Item, Source
+from .job import Job
+from .overlap import Results, ahead, in_order
 
 # Batches never reach over this many samples, so that the rare ones of an odd size wait no longer.
 WINDOW = 1024
 # Sound and text up to this length are padded to lengths of a ladder and share batches; longer ones are encoded alone, in parts.
 _MOST_TOGETHER = 1 << 18
-_AHEAD = 2  # batches that wait for the model
-_END = object()
 
 
 class Settings(NamedTuple):
@@ -58,42 +56,96 @@ class Batch(NamedTuple):
     sizes: Tensor
 
 
-def encode_unit(
-    tokenizer: VQTokenizer,
-    items: Iterable[Item],
-    settings: Settings,
-    report: Callable[[int], Any] = lambda count: None,
-) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
-    """Return the rows of a shard in the order of the items, and what was left out as (name, reason).
+class Unit:
+    """A unit while it is encoded: what was read of it, and the rows there are."""
 
-    Batches have one of a few fixed shapes and are a function of the items alone, so the rows do not depend on who encodes them.
+    def __init__(self, number: int):
+        self.number, self.is_mine = number, True
+        self.extras: list[dict[str, Any]] = []
+        self.skipped: list[tuple[str, str]] = []
+        self._rows: dict[int, dict[str, Any]] = {}
+
+    def add(self, tokenizer: VQTokenizer, batch: Batch, levels: Sequence[Tensor]) -> int:
+        """Make the rows of a batch, and return how many these are."""
+        levels = [level.cpu() for level in levels]
+        if tokenizer.layout.ndim == 1:  # they may be padded beyond the longest
+            grids = tokenizer.layout.grids([int(batch.sizes.max())])
+            levels = [level[..., : grid[0]] for level, grid in zip(levels, grids, strict=True)]
+        codes = Codes(tuple(levels), batch.sizes, tokenizer.layout, tokenizer.fingerprint)
+        for index, place in enumerate(batch.places):
+            self._rows[place] = code_row(codes[index], self.extras[place])
+        return len(batch.places)
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows, in the order of the items."""
+        return [self._rows[place] for place in range(len(self.extras))]
+
+
+def encode_units(
+    tokenizer: VQTokenizer,
+    source: Source,
+    job: Job,
+    settings: Settings,
+    numbers: Iterable[int],
+    report: Callable[[int], Any],
+    done: Callable[[dict[str, Any] | None], Any],
+) -> None:
+    """Encode units one after another, each to its shard.
+
+    What is next is read and decoded on threads while the model computes, beyond the end of a unit, too; rows are made and shards are
+    written on one more. Batches have one of a few fixed shapes and are a function of the items of their unit alone, so the bytes of
+    a shard do not depend on who writes it.
 
     Args:
         tokenizer: a saved one.
-        items: of one unit.
+        source, job: where units come from, and where their shards go.
         settings: see there.
+        numbers: of the units; the next one is asked for when the one before has been read.
         report: is called with the number of samples encoded since the last call.
+        done: is called with the record of each shard, in order; with None for a unit that another process has, or had.
+
+    Raises:
+        OSError, ValueError: what stopped it. Finished shards are kept.
     """
-    extras: list[dict[str, Any]] = []
-    skipped: list[tuple[str, str]] = []
-    rows: dict[int, dict[str, Any]] = {}
-    batches = prepared_batches(tokenizer, items, settings, extras, skipped)
-    with ahead(batches) as ready, torch.no_grad(), evaluating(tokenizer.model):
-        for batch in ready:
-            levels = [level.cpu() for level in encode_batch(tokenizer, batch)]
-            if tokenizer.layout.ndim == 1:  # they may be padded beyond the longest
-                grids = tokenizer.layout.grids([int(batch.sizes.max())])
-                levels = [level[..., : grid[0]] for level, grid in zip(levels, grids, strict=True)]
-            codes = Codes(tuple(levels), batch.sizes, tokenizer.layout, tokenizer.fingerprint)
-            for index, place in enumerate(batch.places):
-                rows[place] = code_row(codes[index], extras[place])
-            report(len(batch.places))
-    return [rows[place] for place in range(len(rows))], skipped
+    with (
+        ahead(_batches(tokenizer, source, job, settings, numbers)) as ready,
+        Results(report, done) as results,
+        torch.no_grad(),
+        evaluating(tokenizer.model),
+    ):
+        for unit, batch in ready:
+            if batch is None:
+                results.record(_write, job, unit)
+            else:
+                results.count(unit.add, tokenizer, batch, encode_batch(tokenizer, batch))
+
+
+def _batches(
+    tokenizer: VQTokenizer, source: Source, job: Job, settings: Settings, numbers: Iterable[int]
+) -> Iterator[tuple[Unit, Batch | None]]:
+    """Yield each unit with its batches and, at its end, with None."""
+    for number in numbers:
+        unit = Unit(number)
+        # Another process may have it at this moment, or may have finished it in the meantime.
+        unit.is_mine = job.claim(number) and not job.is_finished(number)
+        if unit.is_mine:
+            for batch in prepared_batches(tokenizer, source.read(number), settings, unit.extras, unit.skipped):
+                if tokenizer.model.device.type == "cuda":  # from there a copy need not wait for what the GPU is doing
+                    batch = batch._replace(media=batch.media.pin_memory())
+                yield unit, batch
+        yield unit, None
+
+
+def _write(job: Job, unit: Unit) -> dict[str, Any] | None:
+    record = job.write(unit.number, unit.rows, unit.skipped) if unit.is_mine else None
+    job.release(unit.number)
+    return record
 
 
 def encode_batch(tokenizer: VQTokenizer, batch: Batch) -> tuple[Tensor, ...]:
     """The codes of a batch, as the model gives them."""
-    model, media = tokenizer.model, batch.media.to(tokenizer.model.device)
+    model, media = tokenizer.model, batch.media.to(tokenizer.model.device, non_blocking=True)
     if tokenizer.layout.ndim == 1 and media.shape[-1] <= _MOST_TOGETHER:
         return model.encode(media, batch.sizes).codes
     return model.encode_long(media)
@@ -120,7 +172,7 @@ def prepared_batches(
     with ThreadPoolExecutor(settings.readers) as pool, warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         waiting = settings.readers + 2 * (settings.batch_size or 64)
-        stream = good(_in_order(pool, lambda item: (item, prepare(tokenizer, item, settings)), items, waiting))
+        stream = good(in_order(pool, lambda item: (item, prepare(tokenizer, item, settings)), items, waiting))
         while window := _window(stream):
             count = 0
             for places, media, sizes in group_by_shape(window, settings.batch_size, ndim):
@@ -154,16 +206,16 @@ def prepare(tokenizer: VQTokenizer, item: Item, settings: Settings) -> tuple[Ten
     """What the model takes of an item, and its size; or why it cannot be used.
 
     Raises:
-        OSError: the system could not read a file: the run must stop, because it may be good tomorrow.
+        OSError, MemoryError: the system could not read a file: the run must stop, because it may be good tomorrow.
     """
     if item.problem is not None:
         return item.problem
     try:
         tensor, size = tokenizer.processor.prepare(_decoded(tokenizer.modality, item, settings.image_size))
     except Exception as error:  # readers raise whatever broken bytes lead to
-        if isinstance(error, OSError) and error.errno is not None:
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
             raise
-        return _reason(error)
+        return _reason(error, item)
     if tokenizer.layout.ndim == 1:
         longer = ladder(tensor.shape[-1], tokenizer.processor.stride) - tensor.shape[-1]
         fill = tokenizer.processor.vocab_size if tokenizer.modality == "text" else 0
@@ -205,69 +257,13 @@ def square(picture: Image.Image, side: int) -> Image.Image:
     return picture.resize((side, side), Image.Resampling.BICUBIC, box=box, reducing_gap=None)
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, item: Item) -> str:
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
         return f"it has more pixels than the limit of {Image.MAX_IMAGE_PIXELS:,}"
-    # Where an object lies in memory must not stand in a file whose bytes are the same every time.
+    # Where an object lies in memory, or a file on this machine, must not stand in a file whose bytes are the same every time.
     if isinstance(error, Image.UnidentifiedImageError):
         return "it is not a picture, or of a format that PIL does not read"
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def _in_order(
-    pool: ThreadPoolExecutor, work: Callable[[Any], Any], items: Iterable[Any], waiting: int
-) -> Iterator[Any]:
-    """`map` on threads that reads no more than `waiting` items ahead."""
-    futures: deque[Future[Any]] = deque()
-    for item in items:
-        futures.append(pool.submit(work, item))
-        if len(futures) >= waiting:
-            yield futures.popleft().result()
-    while futures:
-        yield futures.popleft().result()
-
-
-class ahead:  # noqa: N801 (a context manager, used like a function)
-    """Iterate on a thread, a few elements ahead of who takes them; errors arrive where they would have.
-
-    Example:
-        >>> with ahead(iter([1, 2, 3])) as numbers:
-        ...     print(list(numbers))
-        [1, 2, 3]
-    """
-
-    def __init__(self, iterator: Iterator[Any], depth: int = _AHEAD):
-        self._iterator, self._queue = iterator, queue.Queue(depth)
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._fill, daemon=True)
-
-    def __enter__(self) -> Iterator[Any]:
-        self._thread.start()
-        return self._taken()
-
-    def __exit__(self, *error: Any) -> None:
-        self._stopped.set()
-        while self._thread.is_alive():  # it may wait for a free place
-            try:
-                self._queue.get(timeout=0.01)
-            except queue.Empty:
-                self._thread.join(0.01)
-
-    def _fill(self) -> None:
-        last: Any = _END
-        try:
-            for element in self._iterator:
-                if self._stopped.is_set():
-                    break
-                self._queue.put(element)
-        except BaseException as error:
-            last = error
-        finally:
-            getattr(self._iterator, "close", lambda: None)()  # the pool of threads of a generator ends here
-        self._queue.put(last)
-
-    def _taken(self) -> Iterator[Any]:
-        while (element := self._queue.get()) is not _END:
-            if isinstance(element, BaseException):
-                raise element
-            yield element
+    text = str(error)
+    if isinstance(item.medium, Path):
+        text = text.replace(str(item.medium), item.name)
+    return " ".join(text.split()) or type(error).__name__

@@ -6,8 +6,9 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -20,7 +21,7 @@ from vqtok.auto import VQTokenizer
 
 from .inputs import Source
 from .job import Job
-from .units import Settings, encode_unit
+from .units import Settings, encode_units
 
 
 class Work(NamedTuple):
@@ -32,6 +33,7 @@ class Work(NamedTuple):
     facts: dict[str, Any]
     settings: Settings
     device: str
+    wait: bool = False  # for units that another process has, instead of leaving them to it
 
     def placed(self, index: int) -> Work:
         """The work of process number `index`: on a machine with several GPUs each has its own."""
@@ -39,15 +41,13 @@ class Work(NamedTuple):
             return self
         return self._replace(device=f"cuda:{index % torch.cuda.device_count()}")
 
-    def runner(self) -> Callable[[int, Callable[[int], Any]], dict[str, Any]]:
-        """A function that encodes the unit of a number, reports counts meanwhile, and returns the record of its shard."""
-        tokenizer, job = self.tokenizer.to(self.device), Job(self.folder, self.facts)
-
-        def run(number: int, report: Callable[[int], Any]) -> dict[str, Any]:
-            rows, skipped = encode_unit(tokenizer, self.source.read(number), self.settings, report)
-            return job.write(number, rows, skipped)
-
-        return run
+    def encode(
+        self, numbers: Iterable[int], report: Callable[[int], Any], done: Callable[[dict[str, Any] | None], Any]
+    ) -> None:
+        """Encode the units of these numbers in this process; see `encode_units`."""
+        tokenizer, job = self.tokenizer.to(self.device), Job(self.folder, self.facts, self.wait)
+        with fixed_threads(self.settings.threads):
+            encode_units(tokenizer, self.source, job, self.settings, numbers, report, done)
 
 
 class Progress:
@@ -61,7 +61,10 @@ class Progress:
         self.samples += samples
         self.bar.update(samples)
 
-    def finish_unit(self, record: dict[str, Any]) -> None:
+    def finish_unit(self, record: dict[str, Any] | None) -> None:
+        """Count a unit; None is one that another process has, or had."""
+        if record is None:
+            return
         self.finished += 1
         self.skipped += record["num_skipped"]
         left = (time.perf_counter() - self.started) / self.finished * (self.units - self.finished)
@@ -76,10 +79,7 @@ class Progress:
 
 def run_here(work: Work, numbers: Sequence[int], progress: Progress) -> None:
     """Encode units in this process, one after another."""
-    with fixed_threads(work.settings.threads):
-        run = work.placed(0).runner()
-        for number in numbers:
-            progress.finish_unit(run(number, progress.count))
+    work.placed(0).encode(numbers, progress.count, progress.finish_unit)
 
 
 def run_in_processes(work: Work, numbers: Sequence[int], processes: int, progress: Progress) -> None:
@@ -98,7 +98,6 @@ def run_in_processes(work: Work, numbers: Sequence[int], processes: int, progres
             process.start()
             there.close()
             members.append((process, here))
-            here.send(next(waiting))
             busy[here] = process
         while busy:
             for connection in wait(list(busy)):
@@ -116,7 +115,9 @@ def run_in_processes(work: Work, numbers: Sequence[int], processes: int, progres
 def _hear(connection: Connection, busy: dict[Any, Any], waiting: Iterator[int], progress: Progress) -> None:
     try:
         kind, value = connection.recv()
-    except (EOFError, ConnectionResetError):
+        if kind == "next":
+            connection.send(next(waiting, None))
+    except (EOFError, ConnectionResetError, BrokenPipeError):
         process = busy[connection]
         process.join(5)
         code = process.exitcode
@@ -129,24 +130,31 @@ def _hear(connection: Connection, busy: dict[Any, Any], waiting: Iterator[int], 
         progress.count(value)
     elif kind == "record":
         progress.finish_unit(value)
-        number = next(waiting, None)
-        connection.send(number)
-        if number is None:
-            del busy[connection]
-    else:
+    elif kind == "end":
+        del busy[connection]
+    elif kind == "error":
         error, message, errno = value
         raise OSError(errno, message) if issubclass(error, OSError) and errno else error(message)
 
 
 def _member(work: Work, connection: Connection) -> None:
-    """The life of a process: numbers come in, counts and records go out; None ends it."""
+    """The life of a process: it asks for numbers until there are none, and tells counts and records."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one who started us; his end of the pipe closes
+    talking = threading.Lock()
+
+    def say(kind: str, value: Any = None) -> None:
+        with talking:  # numbers are asked for by the thread that reads
+            connection.send((kind, value))
+
+    def numbers() -> Iterator[int]:
+        say("next")
+        while (number := connection.recv()) is not None:
+            yield number
+            say("next")
+
     try:
-        with fixed_threads(work.settings.threads):
-            run = work.runner()
-            while (number := connection.recv()) is not None:
-                record = run(number, lambda count: connection.send(("count", count)))
-                connection.send(("record", record))
+        work.encode(numbers(), lambda count: say("count", count), lambda record: say("record", record))
+        say("end")
     except (EOFError, BrokenPipeError, ConnectionResetError):
         os._exit(1)  # nobody listens any more
     except Exception as error:
@@ -157,7 +165,7 @@ def _member(work: Work, connection: Connection) -> None:
         if isinstance(error, OSError) and error.strerror:
             text = error.strerror
         print(f"a process that encodes stopped: {text}", file=sys.stderr)
-        connection.send(("error", (RuntimeError if kind is Exception else kind, text, getattr(error, "errno", None))))
+        say("error", (RuntimeError if kind is Exception else kind, text, getattr(error, "errno", None)))
 
 
 @contextmanager

@@ -307,12 +307,12 @@ def _measured(metrics: Mapping[str, Any]) -> list[str]:
         lines += [
             f"On {metrics['held_out_samples']} held-out samples {metrics[f'prior_bits_per_{unit}']:.4f} bits per {unit}.",
             "",
-            _table(["level", "nats per code", "ln K"], rows),
+            table(["level", "nats per code", "ln K"], rows),
             "",
         ]
     if judged := metrics.get("judged"):
         rows = [[_label(key), f"{v:.4g}" if isinstance(v, float) else v] for key, v in judged.items()]
-        lines += [_table(["figure", "value"], rows), ""]
+        lines += [table(["figure", "value"], rows), ""]
     return ["## Measured", "", *lines] if lines else []
 
 
@@ -334,7 +334,7 @@ def _codes(facts: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:
         for i, level in enumerate(levels)
     ]
     header = ["level", "stride", *(["codebooks"] if residual else []), "codes", *(_label(key) for key in health)]
-    return ["## Codes", "", _table(header, rows), ""]
+    return ["## Codes", "", table(header, rows), ""]
 
 
 def _sound_figure(metrics: Mapping[str, Any], key: str) -> str | None:
@@ -353,7 +353,7 @@ def _mean(value: float | Sequence[float]) -> float:
 
 def _training(training: Mapping[str, Any]) -> list[str]:
     rows = [[name, value] for name in _ARGUMENTS if (value := _argument(training, name)) is not None]
-    return ["## Training", "", _table(["argument", "value"], rows), ""] if rows else []
+    return ["## Training", "", table(["argument", "value"], rows), ""] if rows else []
 
 
 def _limits(facts: Mapping[str, Any]) -> list[str]:
@@ -368,7 +368,8 @@ def _argument(training: Mapping[str, Any], name: str) -> Any:
     return training.get("arguments", {}).get(name)
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A Markdown table."""
     cells = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in cells)
 

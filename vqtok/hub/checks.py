@@ -86,10 +86,11 @@ def check_file(path: Path, name: str, secrets: list[bytes]) -> None:
             raise ValueError(f"{name} is no complete safetensors file ({error}): save it again") from None
     else:
         data = path.read_bytes()
-    _check_words(data, name, secrets)
+    check_words(data, name, secrets)
 
 
-def _check_words(data: bytes, name: str, secrets: list[bytes]) -> None:
+def check_words(data: bytes, name: str, secrets: list[bytes]) -> None:
+    """Refuse a text that holds a secret or a path of a machine, as `publishable_files` does."""
     if any(secret in data for secret in secrets):
         raise ValueError(
             f"{name} holds the token that you push with: remove it, and renew the token if it was ever shared"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import os
 import re
 import shutil
@@ -118,6 +119,16 @@ def fetch_folder(
     if subfolder and not (folder / subfolder).is_dir():
         raise FileNotFoundError(f"{id_or_folder} has no subfolder {subfolder!r}: check its name")
     return folder / subfolder, commit
+
+
+def file_digests(folder: Path, patterns: Sequence[str]) -> dict[str, str]:
+    """The sha256 of every file of a folder that one of `patterns` names, by its path in the folder."""
+    found = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
+    digests = {}
+    for path in found:
+        with path.open("rb") as stream:
+            digests[path.relative_to(folder).as_posix()] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return digests
 
 
 @contextmanager

@@ -8,21 +8,19 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.hf_api import RepoFile
 
 from vqtok.files import read_json, write_json
 
 from .card import render
 from .checks import PICTURES, SOUNDS, publishable_files, without_paths
-from .errors import HUB_ERRORS, explain
-from .folders import check_revision
 from .merge import merge_cards, read_card
+from .upload import add_card, check_options, read_local_card, secrets, target
 
 # What training leaves beside what `save_pretrained` writes, and what belongs to a publication. Never checkpoints.
 EXTRAS = (
@@ -34,7 +32,6 @@ _MOST_SHOWN = 4
 _PIPELINE = "pipeline.json"
 # Names that transformers gives; other weights in a repository are somebody's own.
 _WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json")
-_OPTIONS = ("private", "token", "revision", "commit_message", "create_pr", "license")
 
 
 def copy_extras(home: Path, folder: Path) -> None:
@@ -51,16 +48,6 @@ def copy_extras(home: Path, folder: Path) -> None:
             if path.is_file() and not fnmatch.fnmatch(name, _PROGRESS) and not (folder / name).exists():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, folder / name)
-
-
-def check_options(options: Mapping[str, Any]) -> None:
-    """Refuse an option of `push_to_hub` that `publish` does not know, before anything is saved.
-
-    Raises:
-        ValueError: naming it.
-    """
-    if unknown := sorted(set(options) - set(_OPTIONS)):
-        raise ValueError(f"push_to_hub has no option {unknown[0]!r}: it takes {', '.join(_OPTIONS)}")
 
 
 def publish(
@@ -97,52 +84,25 @@ def publish(
             a pipeline and would lose it.
         OSError: the Hub refuses or cannot be reached; the sentence says why and what to do.
     """
-    check_revision(revision)
-    known = get_token() if token in (None, True) else token
+    words = secrets(token)
     metrics, training = (_read_json(folder / f"{name}.json") for name in ("metrics", "training"))
-    local = _read_text(folder / "README.md", "the folder's README.md") if (folder / "README.md").is_file() else None
-    # Before anything is sent; the card is checked once more when it is written.
-    names = [name for name in publishable_files(folder, [known or ""]) if name != "README.md"]
-    api = HfApi(token=token)
-    with _explained(repo_id), tempfile.TemporaryDirectory() as scratch:
-        name = repo_id if create_pr else api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        if private and api.repo_info(name).private is False:
+    local = read_local_card(folder)
+    # Before anything is sent; the card is checked when it is written.
+    names = [name for name in publishable_files(folder, words) if name != "README.md"]
+    with target(repo_id, private=private, token=token, revision=revision, create_pr=create_pr) as repo:
+        if _PIPELINE in repo.files and _PIPELINE not in names:
             raise ValueError(
-                f"{name} exists already and is public: make it private on the Hub first, or choose another name"
+                f"{repo.name} holds a pipeline, which this would overwrite: choose another name, or push the pipeline as a whole"
             )
-        if revision is not None and not create_pr and not revision.startswith("refs/"):
-            api.create_branch(name, branch=revision, exist_ok=True)
-        there = api.repo_info(name, revision=revision)
-        tree = api.list_repo_tree(name, recursive=True, revision=there.sha)
-        files = {file.path: file for file in tree if isinstance(file, RepoFile)}
-        if _PIPELINE in files and _PIPELINE not in names:
-            raise ValueError(
-                f"{name} holds a pipeline, which this would overwrite: choose another name, or push the pipeline as a whole"
-            )
-        remote = None
-        if "README.md" in files:
-            path = api.hf_hub_download(name, "README.md", revision=there.sha, cache_dir=Path(scratch) / "cache")
-            remote = _read_text(Path(path), "README.md on the Hub")
-        data = _dataset(api, training)
+        data = _dataset(repo.api, training)
         known_facts = {**facts, "license": license or facts.get("license"), "datasets": [data] if data else None}
         known_facts["prompt"] = metrics.get("prompt") or facts.get("prompt")
         samples = [each for each in names if each.startswith("samples/")][:_MOST_SHOWN]
-        card = merge_cards(render(name, known_facts, metrics, training, samples), local, remote)
-        (Path(scratch) / "card").mkdir()
-        (Path(scratch) / "card" / "README.md").write_text(card, encoding="utf-8")
-        publishable_files(Path(scratch) / "card", [known or ""])
+        card = merge_cards(render(repo.name, known_facts, metrics, training, samples), local, repo.card)
         additions = [CommitOperationAdd(each, folder / each) for each in names]
-        additions.append(CommitOperationAdd("README.md", card.encode()))
-        stale = _stale(files, {each.path_in_repo: each for each in additions}, remote)
-        commit = api.create_commit(
-            name,
-            [*additions, *(CommitOperationDelete(each) for each in stale)],
-            commit_message=commit_message,
-            revision=revision,
-            create_pr=create_pr,
-            parent_commit=None if create_pr else there.sha,
-        )
-    return commit.pr_url or commit.commit_url
+        add_card(additions, card, words)
+        stale = _stale(repo.files, {each.path_in_repo: each for each in additions}, repo.card)
+        return repo.commit(additions, stale, commit_message)
 
 
 def _stale(files: Mapping[str, RepoFile], additions: Mapping[str, CommitOperationAdd], remote: str | None) -> list[str]:
@@ -167,22 +127,6 @@ def _stale(files: Mapping[str, RepoFile], additions: Mapping[str, CommitOperatio
 
 def _holds(there: RepoFile | None, new: CommitOperationAdd) -> bool:
     return there is not None and there.lfs is not None and there.lfs.sha256 == new.upload_info.sha256.hex()
-
-
-def _read_text(path: Path, where: str) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{where} is no UTF-8 ({error.reason} at byte {error.start}): mend it first") from None
-
-
-@contextmanager
-def _explained(repo_id: str) -> Iterator[None]:
-    """Errors of the Hub and of the way to it, in one sentence."""
-    try:
-        yield
-    except HUB_ERRORS as error:
-        raise OSError(f"{repo_id} was not pushed: {explain(error, 'push')}. No commit was confirmed") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:

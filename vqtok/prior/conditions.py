@@ -52,12 +52,14 @@ class Conditions:
         seen: token ids of the training captions; None where unseen ones are fine, with a tokenizer that was trained elsewhere.
         layout, fingerprint: of codes that are the condition, else None.
         encoder: None, see `FeatureConditions`.
+        text_source: where on the Hub the text tokenizer comes from, if whoever gave it says so; see `VQPipeline.text_tokenizer_source`.
 
     Raises:
         ValueError: an unknown kind, a missing caption or label, or a caption that is too long.
     """
 
     encoder = None
+    text_source: dict[str, str] | None = None
 
     def __init__(
         self,

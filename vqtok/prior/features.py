@@ -304,7 +304,7 @@ class FeatureConditions:
         max_length: most tokens of a caption.
 
     Attributes:
-        kind, column, text_tokenizer, seen: as of `Conditions`.
+        kind, column, text_tokenizer, seen, text_source: as of `Conditions`.
         encoder: as given.
         max_text_length: what the prior should take, twice the longest caption at most.
 
@@ -312,7 +312,7 @@ class FeatureConditions:
         ValueError: a caption that is empty or too long.
     """
 
-    kind, column, text_tokenizer, seen = "features", "text", None, None
+    kind, column, text_tokenizer, seen, text_source = "features", "text", None, None, None
 
     def __init__(self, encoder: TextEncoder, captions: Sequence[str], max_length: int = 128):
         texts = sorted(set(captions))

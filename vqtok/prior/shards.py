@@ -360,6 +360,8 @@ class MappedShard:
         groups, ends = self.entry["row_groups"], self.entry["ends"]
         if not all(type(n) is int and n > 0 for n in groups) or sum(groups) != len(self):
             raise ValueError(f"row_groups {str(groups)[:80]}")
+        if [len(level) for level in ends] != [len(groups)] * len(shard.levels):
+            raise ValueError(f"ends {str(ends)[:80]}")
         self._bounds = np.cumsum([0, *groups])
         starts: list[np.ndarray | int] = []
         for level, rows in enumerate(shard.levels):

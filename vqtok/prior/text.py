@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from tokenizers.trainers import BpeTrainer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from vqtok.files import read_json
+from vqtok.hub.folders import fetch_folder
 
 # What a text tokenizer's folder consists of, for downloads.
 TOKENIZER_FILES = (
@@ -45,6 +47,20 @@ def load_text_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise ValueError(
             f"{folder}: the text tokenizer is damaged ({type(error).__name__}: {reason}): save or download it again"
         ) from error
+
+
+def open_text_tokenizer(
+    id_or_folder: str | os.PathLike,
+) -> tuple[PreTrainedTokenizerBase, dict[str, str] | None]:
+    """A text tokenizer of a folder or of a repository on the Hub, and the `{"repo", "revision"}` it comes from, None for a folder.
+
+    Raises:
+        OSError: there is no such tokenizer.
+        ValueError: its files are damaged.
+    """
+    folder, commit = fetch_folder(id_or_folder, (*TOKENIZER_FILES, "config.json"))
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    return tokenizer, None if commit is None else {"repo": str(id_or_folder), "revision": commit}
 
 
 def train_text_tokenizer(captions: Iterable[str], vocab_size: int = 1024) -> PreTrainedTokenizerFast:
