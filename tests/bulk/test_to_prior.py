@@ -18,7 +18,6 @@ BACKBONE = {
     "model_type": "llama", "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2,
     "num_key_value_heads": 2, "max_position_embeddings": 64,
 }  # fmt: skip
-# Without dropout, whose draws would be others on each process.
 RECIPE = {
     "model_type": "vqtok_prior",
     "vqtok_format": 1,
