@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from examples import train_prior
-from tests.bulk.making import parquet_shards
+from tests.bulk.making import ROOT, parquet_shards
 from vqtok import VQTokenizer, tokenize_dataset
 from vqtok.prior.data import CodeDataset, prior_collate
 from vqtok.training import StepSampler, step_loader
@@ -18,13 +20,8 @@ BACKBONE = {
     "model_type": "llama", "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2,
     "num_key_value_heads": 2, "max_position_embeddings": 64,
 }  # fmt: skip
-RECIPE = {
-    "model_type": "vqtok_prior",
-    "vqtok_format": 1,
-    "condition": "class",
-    "condition_dropout": 0.0,
-    "backbone_config": BACKBONE,
-}
+# Which samples lose their condition is drawn per process; without that, any number of processes has the same gradients.
+RECIPE = {"model_type": "vqtok_prior", "vqtok_format": 1, "condition": "class", "condition_dropout": 0.0, "backbone_config": BACKBONE}
 STEPS, BATCH = 9, 8
 
 
@@ -114,3 +111,16 @@ def test_a_cache_goes_to_a_process_that_loads_for_another(made):
     again = pickle.loads(pickle.dumps(data))
     for index in (0, 33, 59):
         assert all(torch.equal(a, b) for a, b in zip(data[index]["codes"], again[index]["codes"], strict=True))
+
+
+@pytest.mark.slow
+def test_two_processes_end_where_one_ends(made, saved, tmp_path):
+    train_prior.main(flags(made, saved, tmp_path / "one"))
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]  # fmt: skip
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"]
+    script = [str(ROOT / "examples/train_prior.py"), *flags(made, saved, tmp_path / "two")]
+    done = subprocess.run([*launch, *script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=1e-5)
