@@ -63,7 +63,7 @@ class DemoArguments:
     prior: str = field(default="prior/spoken", metadata={"help": "Recipe of the prior."})
     tokenizer_steps: int = field(default=0, metadata={"help": "Steps of the codec; 0 takes the recipe's."})
     prior_steps: int = field(default=0, metadata={"help": "Steps of the prior; 0 takes the recipe's."})
-    num_phrases: int = field(default=4000, metadata={"help": "Phrases whose codes the prior is trained on."})
+    num_phrases: int = field(default=8000, metadata={"help": "Phrases whose codes the prior is trained on."})
     num_judged: int = field(default=100, metadata={"help": "Phrases never trained on that are spoken and judged."})
     num_threads: int = field(default=0, metadata={"help": "Threads of torch; 0 takes every core."})
 

@@ -33,6 +33,7 @@ from torch.utils.data import Subset
 from vqtok import CodePriorConfig, CodePriorModel, VQPipeline, VQTokenizer
 from vqtok.audio.files import write_file
 from vqtok.auto import config_folder
+from vqtok.code_vectors import code_vectors
 from vqtok.encoding import encode_dataset, load_media
 from vqtok.evaluation.pictures import contact_sheet
 from vqtok.files import write_json, write_text, write_with
@@ -44,7 +45,7 @@ from vqtok.prior.attention import checkpoint_activations, set_attention
 from vqtok.prior.conditions import COLUMNS, Conditions, check_values
 from vqtok.prior.data import CONDITION, MANIFEST, CodeDataset, prior_collate
 from vqtok.prior.features import FeatureConditions, TextEncoder
-from vqtok.prior.pretrained import load_text_weights, text_backbone
+from vqtok.prior.pretrained import begin_with_vectors, load_text_weights, text_backbone
 from vqtok.prior.text import open_text_tokenizer
 from vqtok.sources.dataset import skipped_summary
 from vqtok.training import PriorStep, StepSampler, TrainingArguments, fit, parse_arguments, read_recipe, step_loader
@@ -112,6 +113,13 @@ class PriorArguments:
             "help": "A folder or Hub id of a causal language model; its backbone takes the place of the recipe's."
         },
     )
+    init_codes: str = field(
+        default="random",
+        metadata={
+            "help": "How the rows of codes begin: random, or codebook, as the tokenizer's vectors, which saves training.",
+            "choices": ["random", "codebook"],
+        },
+    )
     lora_rank: int = field(
         default=0,
         metadata={"help": "Rank of adapters on the backbone of --init_from, merged at the end; 0 trains everything."},
@@ -146,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     else:
         conditions = _features(accelerator, encoder, codes, held_out, script, Path(args.output_dir) / "features")
     test = _known(accelerator, held_out, conditions, script.eval_samples)
-    model = _model(accelerator, recipe, codes, conditions, script)
+    model = _model(accelerator, recipe, codes, conditions, vq_tokenizer, script)
     counts = f"{sum(p.numel() for p in model.parameters()):,} parameters"
     if script.lora_rank:
         counts += f", {sum(p.numel() for p in model.parameters() if p.requires_grad):,} of them learn"
@@ -351,7 +359,12 @@ def _known(
 
 
 def _model(
-    accelerator: Accelerator, recipe: dict[str, Any], codes: CodeDataset, conditions: Conditions, script: PriorArguments
+    accelerator: Accelerator,
+    recipe: dict[str, Any],
+    codes: CodeDataset,
+    conditions: Conditions,
+    vq_tokenizer: VQTokenizer,
+    script: PriorArguments,
 ) -> CodePriorModel:
     layout, sizes = codes.layout, codes.distinct_sizes
     model_type = recipe.get("model_type", CodePriorConfig.model_type)
@@ -376,6 +389,8 @@ def _model(
     text_rows = 0
     if script.init_from:
         text_rows = load_text_weights(model, script.init_from, keep_text=not (script.text_tokenizer or script.coarse))
+    if script.init_codes == "codebook":
+        begin_with_vectors(model, code_vectors(model.vocabulary, vq_tokenizer.model))
     if script.lora_rank:
         add_lora(model, script.lora_rank, text_rows)
     if script.gradient_checkpointing:

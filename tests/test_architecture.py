@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = {
     1: {"codes", "container", "outputs", "configuration", "vocabulary", "fingerprint", "files", "hub", "sources"},
     2: {"quantizers", "layers"},
-    3: {"modeling", "chunks"},
+    3: {"modeling", "chunks", "code_vectors"},
     4: {"image", "audio", "text", "prior"},
     5: {"auto", "bulk", "encoding", "pipeline", "multimodal"},
     6: {"training", "evaluation"},

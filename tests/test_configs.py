@@ -28,7 +28,7 @@ IMAGE = {
 }
 # name: (kilobits per second, of a codebook less each, millions of parameters)
 AUDIO = {
-    "audio/spoken-16khz": (1.2, 2.33),
+    "audio/spoken-16khz": (0.4, 2.33),
     "audio/speech-16khz": (6.0, 5.68),
     "audio/speech-spectra-16khz": (6.0, 7.77),
     "audio/vqvae2-16khz": (1.25, 3.83),

@@ -297,6 +297,12 @@ def test_ends_are_drawn_as_likely_as_they_are_said_to_be(make_prior, case):
     for n in (1, 2, 3):
         share = float((frames == n).float().mean())
         assert abs(share - 0.25 * 0.75 ** (n - 1)) < 0.07
+    # As of codes: temperature 1/2 squares the odds, of 1 to 3; top_p and top_k leave the likelier of the two.
+    cold = prior.sample_codes([[3]], num_samples=400, seed=0, batch_size=400, temperature=0.5)
+    assert abs(float((cold.sizes[:, 0] == prior.vocabulary.layout.stride).float().mean()) - 0.1) < 0.05
+    for only in ({"top_p": 0.7}, {"top_k": 1}, {"temperature": 0.0}):
+        never = prior.sample_codes([[3]], num_samples=8, seed=0, **only)
+        assert never.sizes.flatten().tolist() == [10 * prior.vocabulary.layout.stride] * 8
     nn.init.constant_(prior.end_head.bias, 50.0)
     assert prior.sample_codes([[3]], seed=0).sizes.tolist() == [[prior.vocabulary.layout.stride]]
     nn.init.constant_(prior.end_head.bias, -50.0)

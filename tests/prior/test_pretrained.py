@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from tests.prior.conftest import BACKBONES, TWO_LEVELS
 from vqtok.prior import CodePriorConfig, CodePriorModel, prior_from_text_model, train_text_tokenizer
-from vqtok.prior.pretrained import load_text_weights, text_backbone
+from vqtok.prior.pretrained import begin_with_vectors, load_text_weights, text_backbone
 
 ROWS = 37
 
@@ -173,3 +173,30 @@ def test_another_backbone_is_refused_and_left_alone(text_model, make_prior):
     with pytest.raises(ValueError, match="other weights than the backbone of this prior"):
         load_text_weights(prior, folder)
     assert all(torch.equal(value, before[name]) for name, value in prior.state_dict().items())
+
+
+def test_a_fresh_prior_begins_with_the_vectors_of_the_codes(make_prior):
+    prior, again = (make_prior(TWO_LEVELS) for _ in range(2))
+    generator = torch.Generator().manual_seed(4)
+    sizes = {(stream.level, stream.codebook): stream.size for stream in prior.vocabulary.streams}
+    vectors = {name: 3 + torch.randn(size, 5, generator=generator) for name, size in sizes.items()}
+    before = {name: value.clone() for name, value in prior.named_parameters()}
+    for each in (prior, again):
+        begin_with_vectors(each, vectors.items())
+    embed, head = prior.get_input_embeddings().weight.detach(), prior.lm_head.weight.detach()
+    for name, points in vectors.items():
+        offset, size = prior._streams[name]
+        rows = slice(offset, offset + size), slice(offset - prior.vocabulary.size_offset, None)
+        own = embed[rows[0]], head[rows[1]][:size]
+        old = before["backbone.embed_tokens.weight"][rows[0]], before["lm_head.weight"][rows[1]][:size]
+        far = torch.triu_indices(size, size, 1).unbind()
+        for new, was in zip(own, old, strict=True):
+            assert torch.allclose(new.std(), was.std(), rtol=1e-4)
+            pair = torch.stack([torch.cdist(points, points)[far], torch.cdist(new, new)[far]])
+            assert float(torch.corrcoef(pair)[0, 1]) > 0.7, "what is near stays near"
+        with torch.no_grad():
+            own[0].copy_(old[0])
+            own[1].copy_(old[1])
+    assert all(torch.equal(value, before[name]) for name, value in prior.named_parameters()), "nothing else changed"
+    begin_with_vectors(prior, vectors.items())
+    assert all(torch.equal(a, b) for a, b in zip(prior.parameters(), again.parameters(), strict=True))

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from vqtok.auto import VQTokenizer
+from vqtok.code_vectors import code_vectors, projected
 
 from .frozen import freeze_old_rows, vocabulary_parameters
 from .processor import MultimodalProcessor
@@ -18,7 +19,6 @@ from .vocabulary import Modality, MultimodalVocabulary
 
 INITS = ("codebook", "mean")
 NOISE = 0.02  # spread of a new row around the mean, as a share of the old rows' spread
-ROWS_AT_ONCE = 1024
 _EXTENDED = re.compile(r"<\|([a-z][a-z0-9]*)_0_0_0\|>")  # only to say that a tokenizer was extended before
 
 
@@ -71,7 +71,7 @@ def extend(
     _check_model(model, vocabulary)
     if freeze and not all(parameter.requires_grad for parameter in vocabulary_parameters(model)):
         raise ValueError("freeze keeps old rows while new ones learn, and this model's embedding does not learn at all")
-    vectors = {stream: value.cpu() for stream, value in _code_vectors(vocabulary, vqs)} if init == "codebook" else {}
+    vectors = dict(_code_vectors(vocabulary, vqs)) if init == "codebook" else {}
     tokenizer.add_tokens([AddedToken(name, special=True, normalized=False) for name in vocabulary.names()])
     processor = MultimodalProcessor(tokenizer, vqs, vocabulary)
     _grow(model, vocabulary, vectors, seed)
@@ -140,27 +140,13 @@ def _check_model(model: PreTrainedModel, vocabulary: MultimodalVocabulary) -> No
             )
 
 
-@torch.no_grad()
 def _code_vectors(
     vocabulary: MultimodalVocabulary, vqs: Mapping[str, VQTokenizer]
 ) -> Iterator[tuple[tuple[str, int, int], Tensor]]:
-    """What each code of a stream adds to the latents, up to a constant: `(size, D)` for each (modality, level, codebook or factor)."""
+    """Those of `code_vectors` for each (modality, level, codebook or factor)."""
     for name, vq in vqs.items():
-        block = vocabulary.block(name)
-        grids = block.layout.grids([block.layout.stride] * block.layout.ndim)
-        for stream in block.streams:
-            rows = []
-            for start in range(0, stream.size, ROWS_AT_ONCE):
-                chosen = torch.arange(start, min(start + ROWS_AT_ONCE, stream.size))
-                streams = [sum(each.level == level for each in block.streams) for level in range(stream.level + 1)]
-                codes = [
-                    torch.zeros(len(chosen), count, *grid, dtype=torch.int64)
-                    for count, grid in zip(streams, grids, strict=False)
-                ]
-                codes[-1][:, stream.codebook] = chosen.view(-1, *[1] * block.layout.ndim)
-                merged = [level.to(vq.model.device) for level in block.merge(codes)]
-                rows.append(vq.model.embed_codes(merged)[-1].flatten(1, -2)[:, 0].float())
-            yield (name, stream.level, stream.codebook), torch.cat(rows)
+        for stream, points in code_vectors(vocabulary.block(name), vq.model):
+            yield (name, *stream), points
 
 
 @torch.no_grad()
@@ -195,9 +181,6 @@ def _new_rows(
     mean, spread = old.mean(0), old.std(0)
     rows = mean + NOISE * spread * torch.randn(count, old.shape[1], generator=generator).to(old)
     for (name, level, codebook), points in vectors.items():
-        projection = torch.randn(points.shape[1], old.shape[1], generator=generator)
-        projected = (points - points.mean(0)) @ projection
-        projected = projected / projected.std().clamp(min=1e-8) if len(points) > 1 else projected
         start = vocabulary.block(name).offset(level, codebook) - vocabulary.text_size
-        rows[start : start + len(points)] += spread * projected.to(old)
+        rows[start : start + len(points)] += spread * projected(points, old.shape[1], generator).to(old)
     return rows

@@ -6,25 +6,28 @@ The vocabulary of a prior begins with the text, so text rows keep their ids; wha
   above they look like the words they know, in direction and in length.
 - Place vectors are added to those rows. Their tables share one such spread, so that their sum is about as large as one token.
 - The head over the codes starts at zero: the first predictions are uniform, and no random direction pulls at the layers.
+
+A fresh prior may begin with what it is given of the codes: the vectors of the codec (`begin_with_vectors`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from vqtok.code_vectors import projected
 from vqtok.codes import CodeLayout
 
 from .configuration_code_prior import CodePriorConfig
 from .modeling_code_prior import CodePriorModel
-from .network import PlaceEmbedding
+from .network import CodePriorPreTrainedModel, PlaceEmbedding
 
 
 def prior_from_text_model(
@@ -117,6 +120,29 @@ def load_text_weights(prior: CodePriorModel, source: str, revision: str | None =
     _initialise_places(prior, old)
     prior.lm_head.weight.zero_()
     return kept
+
+
+@torch.no_grad()
+def begin_with_vectors(
+    prior: CodePriorPreTrainedModel, vectors: Iterable[tuple[tuple[int, int], Tensor]], seed: int = 0
+) -> None:
+    """Let each code's rows in the embedding and in the head begin as its vector, projected at random and scaled to their spread.
+
+    Codes that sound or look nearly alike then begin alike, and what is learnt of one holds for the others. Both rows are the same
+    but for their scale, so that at first codes are the likelier the nearer they are to what the layers say.
+
+    Args:
+        prior: a fresh one.
+        vectors: of each stream, as `vqtok.code_vectors.code_vectors` gives them.
+        seed: of the projections.
+    """
+    embed, head, first = prior.get_input_embeddings().weight, prior.lm_head.weight, prior.vocabulary.size_offset
+    generator = torch.Generator().manual_seed(seed)
+    for (level, codebook), points in vectors:
+        offset, size = prior._streams[level, codebook]
+        rows = projected(points.cpu(), embed.shape[1], generator).to(embed)
+        for own in (embed[offset : offset + size], head[offset - first : offset - first + size]):
+            own.copy_(own.std() * rows)
 
 
 def _initialise_places(prior: CodePriorModel, old: nn.Module) -> None:

@@ -23,7 +23,8 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How codes are drawn; the order is always: combine for guidance, divide by temperature, top-k, top-p, draw.
+    """How codes are drawn; the order is always: combine for guidance, divide by temperature, top-k, top-p, draw. Where a time series
+    ends is drawn the same way, of the two that it ends and that it goes on.
 
     Attributes:
         guidance_scale: s in u + s (c - u) of the unconditional u and conditional c logits (Ho & Salimans 2022, as LlamaGen and

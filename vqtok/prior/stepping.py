@@ -225,9 +225,9 @@ class Stepping:
         if self.prompt.guided:
             logit_B = guide(*logit_B.chunk(2), self.settings.scale_at(self._progress(step)))
         frame, most = step.frame, self.ends.shape[1] - 1
-        # At temperature 0 the likelier of the two.
-        number_B = 0.5 if self.settings.temperature == 0 else self.ends[:, min(frame, most)]
-        ended_B = number_B < logit_B.double().sigmoid()
+        # Drawn as codes are, so that top_p also takes away the ends that are hardly likely, of which one would come sooner or later.
+        logits_B2 = torch.stack([logit_B, torch.zeros_like(logit_B)], 1)
+        ended_B = draw(logits_B2, self.ends[:, min(frame, most)], self.settings) == 0
         run = step.runs[0]  # level 0, codebook 0 comes first
         if self.forced_BP is not None:
             ended_B = ended_B & ~self.forced_BP[:, run.positions].any(1)
