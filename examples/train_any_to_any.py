@@ -127,7 +127,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         losses = direction_losses(model, batch, accelerator.device)
         return {**losses, "loss": float(total(losses, script.text_weight))}
 
-    same_run = {**asdict(script), "model": model_fields(model.config), "prompt_length": length, "code_space": codes.fingerprint}
+    same_run = {
+        **asdict(script),
+        "model": model_fields(model.config),
+        "prompt_length": length,
+        "code_space": codes.fingerprint,
+    }
     for name in ("report", "remark", "num_judged", "guidance_scale", "temperature"):  # they change no weight
         del same_run[name]
     start = time.monotonic()
@@ -146,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         }
         if script.dataset is None:
             metrics |= judge(model, processor, script, length, folder)
-        save_training(folder, {**asdict(script), **asdict(args)}, history)
+        save_training(folder, {**asdict(script), **asdict(args)}, history, step.seconds)
         write_json(folder / "metrics.json", metrics)
         if script.report and script.dataset is None:
             _report(Path(script.report), metrics, model, processor, script)
@@ -365,7 +370,9 @@ def _report(
     write_with(picture, lambda temporary: contact_sheet(rows, tile=64).save(temporary, format="PNG"))
     data = CaptionedDigits("test", num_samples=6, seed=2)
     described = zip(
-        [data[i]["text"] for i in range(6)], write(model, processor, [data[i]["image"] for i in range(6)], length), strict=True
+        [data[i]["text"] for i in range(6)],
+        write(model, processor, [data[i]["image"] for i in range(6)], length),
+        strict=True,
     )
     asked = [
         ("drawing: place", "drawing_place", 0.97),
