@@ -121,6 +121,11 @@ def peak_extra_bytes(call: Callable[[], Any], device: torch.device) -> int:
     return _status("VmHWM") - before
 
 
+def peak_bytes() -> int:
+    """The most memory that was ever resident in this process."""
+    return _status("VmHWM")
+
+
 def _status(name: str) -> int:
     found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     if found is None:

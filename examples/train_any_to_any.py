@@ -152,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         }
         if script.dataset is None:
             metrics |= judge(model, processor, script, length, folder)
-        save_training(folder, {**asdict(script), **asdict(args)}, history)
+        save_training(folder, {**asdict(script), **asdict(args)}, history, step.seconds)
         write_json(folder / "metrics.json", metrics)
         if script.report and script.dataset is None:
             _report(Path(script.report), metrics, model, processor, script)

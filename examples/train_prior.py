@@ -187,7 +187,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if script.lora_rank:
         merge_lora(model)
     if accelerator.is_main_process:
-        metrics = _publish(pipeline, _score(model, test, conditions), len(test), script, args, history)
+        metrics = _publish(pipeline, _score(model, test, conditions), len(test), script, args, history, step.seconds)
         _draw(pipeline, test, conditions, args, "samples")
     finish(accelerator)
     return metrics
@@ -431,12 +431,13 @@ def _publish(
     script: PriorArguments,
     args: TrainingArguments,
     history: list[dict[str, float]],
+    seconds: float,
 ) -> dict[str, Any]:
     folder = Path(args.output_dir)
     stage = pipeline.prior.stages[-1] if isinstance(pipeline.prior, CodeCascade) else pipeline.prior
     levels = pipeline.vq_tokenizer.layout.levels[stage.config.own_levels]
     pipeline.save_pretrained(folder)
-    save_training(folder, {**asdict(script), **asdict(args)}, history)
+    save_training(folder, {**asdict(script), **asdict(args)}, history, seconds)
     modality = pipeline.modality
     unit = {"image": "pixel", "audio": "second"}.get(modality) or pipeline.vq_tokenizer.processor.unit
     bits = f"prior_bits_per_{unit}"

@@ -144,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     history = fit(accelerator, step, loader, args, evaluate=evaluate, extra_arguments=same_run)
     metrics: dict[str, Any] = {}
     if accelerator.is_main_process:
-        metrics = _publish(tokenizer, media, test, script, args, history)
+        metrics = _publish(tokenizer, media, test, script, args, history, step.seconds)
         if discriminator is not None:
             folder = Path(args.output_dir) / "training"
             save_discriminator(discriminator, folder)
@@ -189,10 +189,11 @@ def _publish(
     script: TokenizerArguments,
     args: TrainingArguments,
     history: list[dict[str, float]],
+    seconds: float,
 ) -> dict[str, Any]:
     folder = Path(args.output_dir)
     tokenizer.save_pretrained(folder)
-    save_training(folder, {**asdict(script), **asdict(args)}, history)
+    save_training(folder, {**asdict(script), **asdict(args)}, history, seconds)
     metrics = media.metrics(test, folder.resolve().name)
     write_json(folder / "metrics.json", metrics)
     training = json.loads((folder / "training.json").read_text(encoding="utf-8"))

@@ -30,7 +30,7 @@ IMAGE = {
 AUDIO = {
     "audio/spoken-16khz": (0.4, 2.33),
     "audio/speech-16khz": (6.0, 5.68),
-    "audio/speech-spectra-16khz": (6.0, 7.77),
+    "audio/speech-spectra-16khz": (6.0, 5.72),
     "audio/vqvae2-16khz": (1.25, 3.83),
     "audio/general-24khz": (6.0, 8.58),
     "audio/snac-24khz": (0.984375, 14.04),

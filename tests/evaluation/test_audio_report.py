@@ -64,7 +64,7 @@ class Telephone:
     def decode(self, codes, batch_size=None):
         sounds = []
         for i, one in enumerate(codes):
-            high, low = one.levels[0][0].numpy()
+            high, low = torch.cat([one.levels[0][0], torch.zeros_like(one.levels[0][0])])[:2].numpy()
             sound = ((high * 256 + low - 32768) / 32768).astype(np.float32)
             noise = np.random.default_rng(i).standard_normal(len(sound)) * self.noise
             sounds.append((sound + noise).astype(np.float32)[self.cut :])
@@ -222,6 +222,19 @@ def test_an_exact_codec_is_perfect_and_its_codes_are_counted(speech):
     assert result["data"]["seconds"] == pytest.approx(len(samples) / RATE)
     assert result["tokenizer"]["parameters"] == 4
     json.dumps(result, allow_nan=False)
+
+
+def test_of_fewer_codebooks_all_is_measured(speech):
+    whole, half = (audio_report.evaluate(Telephone(), Clips(speech), speech=False, num_codebooks=n) for n in (2, 1))
+    assert (whole["num_codebooks"], half["num_codebooks"]) == (2, 1) and whole["si_sdr_perfect"] == 3
+    assert half["kbps"]["nominal"] == pytest.approx(128) == half["kbps"]["payload"] and whole["kbps"][
+        "nominal"
+    ] == pytest.approx(256)
+    assert half["usage"] == [whole["usage"][0][:1]]
+    coarse = [(np.floor(sound * 128) / 128).astype(np.float32) for sound in speech]  # the high byte alone
+    assert half["si_sdr_db"] == pytest.approx(np.mean([si_sdr(*pair) for pair in zip(speech, coarse, strict=True)]))
+    with pytest.raises(ValueError, match="num_codebooks must be between 1 and 2, got 3"):
+        audio_report.evaluate(Telephone(), Clips(speech), speech=False, num_codebooks=3)
 
 
 def test_known_noise_gives_the_known_ratio(speech):

@@ -75,7 +75,13 @@ DEFAULTS = {
         "entropy_group_bits": 8,
     },
     "product": {"num_codebooks": 4, "layer": {"type": "vector"}},
-    "residual": {"num_codebooks": 4, "layer": {"type": "vector"}, "shared": False, "depth_dropout": 0.0},
+    "residual": {
+        "num_codebooks": 4,
+        "layer": {"type": "vector"},
+        "shared": False,
+        "depth_dropout": 0.0,
+        "dropout_depths": None,
+    },
     "multi_scale": {
         "scales": [1, 2, 4, 8, 16],
         "layer": {"type": "vector"},
@@ -123,7 +129,8 @@ def test_what_the_caller_changes_afterwards_changes_no_quantizer():
 @pytest.mark.parametrize("name", QUANTIZERS)
 def test_only_what_decides_codes_is_in_the_fingerprint(name):
     fields = quantizer_config({"type": name}).code_fields
-    training = {"decay", "update", "gradient", "temperature", "depth_dropout", "revival_threshold", "anneal_steps"}
+    training = {"decay", "update", "gradient", "temperature", "depth_dropout", "dropout_depths"}
+    training |= {"revival_threshold", "anneal_steps"}
     assert fields["type"] == name
     for found in (fields, fields.get("layer", {})):
         assert not any("weight" in key or "entropy" in key or key in training for key in found)
@@ -216,6 +223,7 @@ WRONG = {
     "num_codebooks": [0, -1, 1025, 2.0, None, True],
     "shared": [1, None, "yes"],
     "depth_dropout": [-0.1, 1.1, math.nan, None, True],
+    "dropout_depths": [[], [0], [5], [1, 5], [1.0], [True], 3, "3"],
     "layer": [{}, {"type": "fsq"}, {"type": "residual"}, 3, None, {"codebook_size": 3}],
     "scales": [[], [0, 1], [2, 1], [1, 1], [1, 2000], [1.0, 2], [True, 2], 4, None, list(range(1, 34))],
     "smoothing": [-0.1, 1.1, math.nan, None, True],

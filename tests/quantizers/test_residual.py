@@ -102,9 +102,16 @@ def test_each_table_follows_the_mean_of_what_it_saw(shared):
             torch.testing.assert_close(book.counts.double(), counts, rtol=1e-5, atol=1e-6)
 
 
-def test_training_with_dropped_depth_gives_each_sample_a_prefix():
+@pytest.mark.parametrize(
+    ("depths", "expected"),
+    [
+        (None, [0.15, 0.15, 0.15, 0.55]),  # 0.6 / 4 each, the last one also without dropout
+        ([1, 3], [0.3, 0.0, 0.3, 0.4]),
+    ],
+)
+def test_training_with_dropped_depth_gives_each_sample_a_prefix(depths, expected):
     """By samples, not by positions or by batches; each depth as often as it should be."""
-    quantizer = build(depth_dropout=0.6).train()
+    quantizer = build(depth_dropout=0.6, dropout_depths=depths).train()
     z = torch.randn(3000, 2, DIM)
     out = quantizer(z)
     prefixes = torch.stack([quantizer.embed_codes(out.codes[:, :q]) for q in range(1, Q + 1)])
@@ -112,8 +119,7 @@ def test_training_with_dropped_depth_gives_each_sample_a_prefix():
     nearest, depth = distance.min(0)
     assert nearest.max() < 1e-4
     share = torch.bincount(depth, minlength=Q) / len(z)
-    expected = torch.tensor([0.15, 0.15, 0.15, 0.55])  # 0.6 / 4 each, the last one also without dropout
-    torch.testing.assert_close(share, expected, rtol=0, atol=0.035)  # five standard deviations
+    torch.testing.assert_close(share, torch.tensor(expected), rtol=0, atol=0.035)  # five standard deviations
     assert out.codes.equal(quantizer.encode(z).codes), "all codes are there all the same"
     # In eval nothing is dropped.
     quantizer.eval()

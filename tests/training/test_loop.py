@@ -1,10 +1,13 @@
 """The loop on a tiny real tokenizer: resume, accumulation, stopping, averaging, bad luck."""
 
+import itertools
+import json
 import os
 import signal
 import subprocess
 import sys
 import textwrap
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -95,6 +98,21 @@ def test_a_crash_anywhere_and_the_same_command_again_ends_with_equal_weights(tmp
         assert resumed == history
     initial = ImageVQModel(ImageVQConfig(**TINY)).state_dict()
     assert any(not torch.equal(whole[name], initial[name]) for name in whole)
+
+
+def test_the_seconds_of_a_run_count_those_before_an_interruption(tmp_path, monkeypatch):
+    ticks = itertools.count()
+    monkeypatch.setattr("vqtok.training.loop.time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
+
+    def seconds(folder):
+        return json.loads((checkpoints(folder / "checkpoints")[-1] / "state.json").read_text())["seconds"]
+
+    run(tmp_path / "whole")
+    with pytest.raises(RuntimeError, match="crash"):
+        run(tmp_path / "cut", break_at=3)
+    before = seconds(tmp_path / "cut")
+    run(tmp_path / "cut")
+    assert 0 < before < seconds(tmp_path / "whole") <= seconds(tmp_path / "cut")
 
 
 def test_a_finished_run_started_again_changes_nothing(tmp_path):

@@ -51,6 +51,7 @@ def evaluate(
     batch_size: int | None = None,
     name: str | None = None,
     speech: bool = True,
+    num_codebooks: int | None = None,
 ) -> dict[str, Any]:
     """The measures of one tokenizer on one set of recordings, after "vqtok-audio-eval v1" (see `audio_protocols`).
 
@@ -61,6 +62,7 @@ def evaluate(
         name: what to call the tokenizer in tables; None takes the folder it came from.
         speech: measure PESQ and STOI too, which say nothing about music and take most of the time. One whose package is not
             installed is left out, and `not_measured` says so.
+        num_codebooks: of residual codes keep this many; rate, use and files are those of what is kept. None: all.
 
     Returns:
         A dict that JSON can hold, among others:
@@ -74,7 +76,7 @@ def evaluate(
     Raises:
         ValueError: there are no recordings, one has another rate, or comes back with another length.
     """
-    tally = _Tally(tokenizer, speech)
+    tally = _Tally(tokenizer, speech, num_codebooks)
     for chunk in _chunks(recordings, tokenizer.processor.sampling_rate):
         if not tally.num_recordings:
             tokenizer.decode(
@@ -88,6 +90,7 @@ def evaluate(
     packages += [package for key, package in _SPEECH.items() if key in tally.measures]
     return {
         "name": name or Path(model.config.name_or_path).name or type(model).__name__,
+        "num_codebooks": num_codebooks,
         "protocol": PROTOCOL,
         **tally.results(),
         "not_measured": tally.not_measured,
@@ -148,10 +151,14 @@ def _with_failures(result: Mapping[str, Any], key: str, digits: int) -> str:
 class _Tally:
     """Sums over the whole set."""
 
-    def __init__(self, tokenizer: VQTokenizer, speech: bool):
+    def __init__(self, tokenizer: VQTokenizer, speech: bool, num_codebooks: int | None):
         self.tokenizer, self.rate = tokenizer, tokenizer.processor.sampling_rate
-        levels = tokenizer.layout.levels
-        self.counts = [torch.zeros(level.num_codebooks, level.codebook_size, dtype=torch.int64) for level in levels]
+        self.num_codebooks, levels = num_codebooks, tokenizer.layout.levels
+        depths = [min(num_codebooks or level.num_codebooks, level.num_codebooks) for level in levels]
+        self.counts = [
+            torch.zeros(depth, level.codebook_size, dtype=torch.int64)
+            for depth, level in zip(depths, levels, strict=True)
+        ]
         self.measures: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
             "si_sdr_db": si_sdr,
             "mel_distance": partial(mel_distance, sampling_rate=self.rate),
@@ -173,6 +180,7 @@ class _Tally:
         """Encode, decode and compare some recordings, (channels, samples) each."""
         start = time.perf_counter()
         codes = self.tokenizer.encode(sounds, sampling_rate=self.rate, batch_size=batch_size)
+        codes = codes if self.num_codebooks is None else codes.prefix(num_codebooks=self.num_codebooks)
         middle = time.perf_counter()
         decoded = self.tokenizer.decode(codes, batch_size)
         self.seconds["decode"] += time.perf_counter() - middle
@@ -197,7 +205,8 @@ class _Tally:
         for counts, level in zip(self.counts, codes.levels, strict=True):
             counts += torch.stack([code_counts(row, counts.shape[1]) for row in level[0]])
         data = codes.to_bytes()
-        self.bits["nominal"] += self.tokenizer.layout.bits(codes.sizes[0].tolist())
+        pairs = zip(codes.levels, self.tokenizer.layout.levels, strict=True)
+        self.bits["nominal"] += sum(value.numel() * math.log2(level.codebook_size) for value, level in pairs)
         self.bits["payload"] += 8 * len(unframe(data)[1])
         self.bits["file"] += 8 * len(data)
 

@@ -76,19 +76,25 @@ class ResidualConfig(LayeredConfig):
         layer: configuration of each. With a `codebook_dim` of its own each has projections of its own.
         shared: one table for all.
         depth_dropout: chance that a training sample is decoded from its first codebooks only, so that every prefix decodes.
+        dropout_depths: how many these are, one of them by chance, where only some prefixes will be used; None: any number (EnCodec
+            trains its bandwidths so).
     """
 
     type: ClassVar[str] = "residual"
-    training_only: ClassVar[frozenset[str]] = frozenset(["depth_dropout"])
+    training_only: ClassVar[frozenset[str]] = frozenset(["depth_dropout", "dropout_depths"])
 
     num_codebooks: int = 4
     shared: bool = False
     depth_dropout: float | int = 0.0
+    dropout_depths: list[int] | tuple[int, ...] | None = None
 
     def check_ranges(self) -> None:
         super().check_ranges()
         self.require(1 <= self.num_codebooks <= 1024, "num_codebooks", "from 1 to 1024")
         self.require(0 <= self.depth_dropout <= 1, "depth_dropout", "a probability in [0, 1]")
+        depths = self.dropout_depths
+        fits = depths is None or (len(depths) > 0 and all(1 <= depth <= self.num_codebooks for depth in depths))
+        self.require(fits, "dropout_depths", f"None or numbers of codebooks from 1 to {self.num_codebooks}")
 
     @property
     def depth(self) -> int:

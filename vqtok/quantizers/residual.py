@@ -27,7 +27,7 @@ class ResidualQuantizer(Quantizer):
 
     Args:
         dim: width of the latents.
-        options: the fields of `ResidualConfig`: num_codebooks, layer, shared, depth_dropout.
+        options: the fields of `ResidualConfig`: num_codebooks, layer, shared, depth_dropout, dropout_depths.
 
     Example:
         >>> quantizer = ResidualQuantizer(8, num_codebooks=3, layer={"type": "vector", "codebook_size": 16}).eval()
@@ -58,7 +58,8 @@ class ResidualQuantizer(Quantizer):
 
     def _kept(self, batch: int) -> Tensor:
         """How many codebooks each sample is decoded from."""
-        some = torch.randint(1, self.config.depth + 1, (batch,))
+        depths = torch.tensor(list(self.config.dropout_depths or range(1, self.config.depth + 1)))
+        some = depths[torch.randint(len(depths), (batch,))]
         dropped = torch.rand(batch) < self.config.depth_dropout
         return torch.where(dropped, some, self.config.depth)
 

@@ -69,12 +69,13 @@ def fit(
     arguments = json.loads(json.dumps(arguments))
     state = load_checkpoint(accelerator, folder, arguments, step.average)
     start, history = (state["step"], state["history"]) if state else (0, [])
+    begin = time.monotonic() - (state.get("seconds", 0.0) if state else 0.0)
 
     def save(number: int) -> None:
         save_checkpoint(
             accelerator,
             folder,
-            {"step": number, "arguments": arguments, "history": history},
+            {"step": number, "arguments": arguments, "history": history, "seconds": time.monotonic() - begin},
             step.average,
             args.keep_checkpoints,
         )
@@ -106,6 +107,7 @@ def fit(
                 raise Stopped(f"stopped after step {number}; the same command continues from there")
             if number % args.save_every == 0 and number < args.max_steps:
                 save(number)
+    step.seconds = time.monotonic() - begin
     progress.close()
     if start < args.max_steps:
         save(args.max_steps)

@@ -60,11 +60,17 @@ def model_fields(config: PreTrainedConfig) -> dict[str, Any]:
     return {k: v for k, v in config.to_diff_dict().items() if k not in ("fingerprint", "transformers_version")}
 
 
-def save_training(folder: str | Path, arguments: dict[str, Any], history: list[dict[str, float]]) -> None:
-    """Write `training.json`: what was run and how it went. Of paths only the last part stays; names on the Hub stay whole."""
+def save_training(
+    folder: str | Path, arguments: dict[str, Any], history: list[dict[str, float]], seconds: float
+) -> None:
+    """Write `training.json`: what was run, how it went and how long it took.
+
+    Of paths only the last part stays; names on the Hub stay whole.
+    """
     kept = {name: _without_folders(value) for name, value in arguments.items()}
     versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "accelerate")}
-    value = {"arguments": kept, "versions": {**versions, "python": platform.python_version()}, "history": history}
+    value = {"arguments": kept, "versions": {**versions, "python": platform.python_version()}, "seconds": seconds}
+    value["history"] = history
     write_json(Path(folder) / "training.json", value)
 
 

@@ -28,11 +28,13 @@ class OptimizerStep:
         trained: the bare model that learns. It is `model`, but where accelerate shards it (FSDP2): `model` is then a whole copy,
             on the CPU, that `weights` and `publish` fill.
         average: the running average of the weights, None when switched off.
+        seconds: after a run how long its steps, evaluations and checkpoints took, those before an interruption included.
     """
 
     def __init__(self, accelerator: Accelerator, model: nn.Module, args: TrainingArguments):
         self.accelerator, self.model, self.args = accelerator, model, args
         self.trained = model
+        self.seconds = 0.0
         if is_sharded(accelerator):
             self.trained = copy.deepcopy(model)
             # The copy that is measured stays on the CPU, where only these kinds of attention run.
