@@ -21,7 +21,13 @@ BACKBONE = {
     "num_key_value_heads": 2, "max_position_embeddings": 64,
 }  # fmt: skip
 # Which samples lose their condition is drawn per process; without that, any number of processes has the same gradients.
-RECIPE = {"model_type": "vqtok_prior", "vqtok_format": 1, "condition": "class", "condition_dropout": 0.0, "backbone_config": BACKBONE}
+RECIPE = {
+    "model_type": "vqtok_prior",
+    "vqtok_format": 1,
+    "condition": "class",
+    "condition_dropout": 0.0,
+    "backbone_config": BACKBONE,
+}
 STEPS, BATCH = 9, 8
 
 
