@@ -8,6 +8,7 @@ import torch
 
 from vqtok.codes import Codes
 from vqtok.prior import CodePriorModel, pad_conditions
+from vqtok.prior.sequence import pad_features
 from vqtok.vocabulary import CodeVocabulary
 
 ONE = {"ndim": 2, "levels": [{"stride": 8, "num_codebooks": 1, "codebook_size": 13}]}
@@ -195,6 +196,31 @@ def test_condition_dropout_replaces_whole_conditions(make_prior, random_codes):
     assert 8 < seen.count(round(untold, 4)) < 32
     prior.eval()
     assert prior(codes=codes, condition_ids=ids).loss.item() == told
+
+
+@pytest.mark.parametrize("kind", ["text", "features"])
+def test_places_of_a_condition_count_from_its_first_token(make_prior, random_codes, kind):
+    """The vector of number n is added to token n of a text, however long the text; in training, scoring and sampling alike."""
+    fields = {"condition": kind} if kind == "text" else {"condition": kind, "feature_size": 5, "text_size": 0}
+    plain, prior = make_prior(TWO, **fields), make_prior(TWO, condition_places=True, **fields)
+    prior.load_state_dict(plain.state_dict(), strict=False)
+    texts = [[3, 1, 2], [5]] if kind == "text" else [torch.randn(n, 5) for n in (3, 1)]
+    rows = [*texts, [prior.null_id]]
+    found, mask = prior._condition_vectors(rows)
+    bare, _ = plain._condition_vectors(rows)
+    for row, (length, added) in enumerate(zip(mask.sum(1).tolist(), found - bare, strict=True)):
+        assert torch.allclose(added[-length:], prior.condition_places.weight[:length], atol=1e-5), row
+    codes = random_codes(TWO, 2, (2, 2))
+    ids, told = pad_conditions(texts) if kind == "text" else pad_features(texts, 5)
+    given = {"condition_ids" if kind == "text" else "condition_features": ids, "condition_mask": told}
+    loss = prior(codes=codes, **given).loss
+    assert not torch.allclose(loss, plain(codes=codes, **given).loss, atol=1e-4)
+    drawn = prior.sample_codes(texts, sizes=(16, 16), seed=0)
+    scores = prior.score(drawn, texts)
+    alone = [prior.score(drawn[[i]], [texts[i]]).nats[0] for i in range(2)]
+    assert torch.allclose(scores.nats, torch.stack(alone), atol=1e-4)
+    with pytest.raises(ValueError, match="sample_codes"):
+        prior.generate(torch.zeros(1, 1, dtype=torch.int64))
 
 
 def test_a_row_of_padding_is_the_null_condition(make_prior, random_codes):

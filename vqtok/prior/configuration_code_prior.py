@@ -54,6 +54,8 @@ class CodePriorConfig(VQConfig):
             encoder), "codes" (codes of another layout) or "none".
         text_size: number of text tokens (`len(tokenizer)`) or of classes; of "codes" it follows from their layout; else 0.
         max_text_length: the most tokens of a text, or of codes that are a condition (their size tokens included).
+        condition_places: whether the tokens of a condition also know their number, counted from the first, by learned vectors. Without,
+            a text knows its order alone, and one that is read word by word, as speech, takes longer to learn.
         feature_size: width of the text encoder's hidden states; 0 for other conditions.
         condition_layout: of codes that are a condition, as `CodeLayout.to_dict` describes it.
         condition_fingerprint: the code space of these.
@@ -88,6 +90,7 @@ class CodePriorConfig(VQConfig):
     condition: str = "none"
     text_size: int = 0
     max_text_length: int = 64
+    condition_places: bool = False
     feature_size: int = 0
     condition_layout: dict[str, Any] | None = None
     condition_fingerprint: str | None = None

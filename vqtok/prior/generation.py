@@ -118,6 +118,10 @@ class CodeGenerationMixin(GenerationMixin):
         config = self.config
         if config.condition == "features":
             raise ValueError("generate and input_ids know ids alone, and this prior reads features: use sample_codes")
+        if config.condition_places:
+            raise ValueError(
+                "generate and input_ids know no places of a condition, and this prior has some: use sample_codes"
+            )
         if config.order != "flat" or config.stops or config.first_level or config.window or config.num_levels:
             raise ValueError(
                 "generate and input_ids are for a prior of all levels in the order 'flat', without windows, of media that announce "

@@ -110,6 +110,8 @@ class CodePriorPreTrainedModel(CheckedModel, PreTrainedModel):
             # As LlamaGen puts the features of a text encoder before its codes (Sun et al. 2024); encoders differ in scale.
             self.feature_norm = nn.RMSNorm(config.feature_size)
             self.feature_proj = nn.Linear(config.feature_size, width)
+        if config.condition_places:
+            self.condition_places = nn.Embedding(config.max_text_length, width)
         if config.first_level:
             self.conditioner = LevelConditioner(width, layout.ndim, config.first_level)
         # What `generate` of transformers reads too: null follows the last code, and top_k 0 keeps all.
@@ -227,14 +229,24 @@ class CodePriorPreTrainedModel(CheckedModel, PreTrainedModel):
         """Input vectors `(B, L, M)` of what a text encoder says."""
         return self.feature_proj(self.feature_norm(features_BLD.to(self.device, self.dtype)))
 
+    def _numbered(self, x_BLM: Tensor, mask_BL: Tensor) -> Tensor:
+        """Condition vectors that know their number, where the config says so."""
+        if not self.config.condition_places:
+            return x_BLM
+        number_BL = (mask_BL.cumsum(1) - 1).clamp(min=0)
+        return x_BLM + self.condition_places(number_BL).to(x_BLM.dtype)
+
     def _condition_vectors(self, rows: Sequence[list[int] | Tensor]) -> tuple[Tensor, Tensor]:
         """Input vectors `(B, L, M)` and mask `(B, L)` of the rows that `condition_rows` returns, padded on the left."""
         if self.config.condition != "features":
             ids_BL, mask_BL = pad_conditions(rows)
-            return self.get_input_embeddings()(ids_BL.to(self.device)), mask_BL.to(self.device)
+            mask_BL = mask_BL.to(self.device)
+            return self._numbered(self.get_input_embeddings()(ids_BL.to(self.device)), mask_BL), mask_BL
         given = [row if isinstance(row, Tensor) else None for row in rows]
         features_BLD, mask_BL = (x.to(self.device) for x in pad_features(given, self.config.feature_size))
-        return replace_conditions(self._feature_vectors(features_BLD), mask_BL, ~mask_BL[:, -1], self._null_vector())
+        x_BLM = self._feature_vectors(features_BLD)
+        x_BLM, mask_BL = replace_conditions(x_BLM, mask_BL, ~mask_BL[:, -1], self._null_vector())
+        return self._numbered(x_BLM, mask_BL), mask_BL
 
     def _batch_condition(
         self, batch: int, ids: Tensor | None, mask: Tensor | None, features: Tensor | None
@@ -243,7 +255,8 @@ class CodePriorPreTrainedModel(CheckedModel, PreTrainedModel):
         null_M = self._null_vector()
         if ids is None and features is None:
             mask_BL = torch.ones(batch, 1, dtype=torch.bool, device=self.device)
-            return BatchCondition(null_M.expand(batch, 1, -1), mask_BL, None, ~mask_BL)
+            x_BLM = self._numbered(null_M.expand(batch, 1, -1), mask_BL)
+            return BatchCondition(x_BLM, mask_BL, None, ~mask_BL)
         if ids is not None and features is not None:
             raise ValueError("give condition_ids or condition_features, not both")
         if features is None:
@@ -256,7 +269,8 @@ class CodePriorPreTrainedModel(CheckedModel, PreTrainedModel):
         if self.training and self.config.condition_dropout:
             null_B = null_B | (torch.rand(batch) < self.config.condition_dropout).to(self.device)
         told_BL = mask_BL & ~null_B[:, None]
-        return BatchCondition(*replace_conditions(x_BLM, mask_BL, null_B, null_M), ids_BL, told_BL)
+        x_BLM, mask_BL = replace_conditions(x_BLM, mask_BL, null_B, null_M)
+        return BatchCondition(self._numbered(x_BLM, mask_BL), mask_BL, ids_BL, told_BL)
 
     # -- inputs
 
