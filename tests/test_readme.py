@@ -76,7 +76,7 @@ def test_the_line_that_publishes_runs(hub, home, monkeypatch):
     monkeypatch.chdir(home)
     monkeypatch.setenv("HF_TOKEN", MINE)
     shutil.copytree("demo/pipeline", "out/pipeline", dirs_exist_ok=True)
-    (command,) = re.findall(r"^    (vqtok push .*)$", TEXT, re.M)
+    (command,) = re.findall(r"^    (vqtok push out/.*)$", TEXT, re.M)
     assert main(shlex.split(command)[1:]) == 0
     assert hub.repos["me/my-dalle"].private and "samples/samples.png" in hub.repos["me/my-dalle"].files()
 

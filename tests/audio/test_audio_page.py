@@ -10,7 +10,7 @@ PAGE = (Path(__file__).resolve().parents[2] / "docs" / "audio.md").read_text(enc
 
 def test_the_python_of_the_page_runs_and_says_what_it_shows():
     blocks = re.findall(r"```python\n(.*?)```", PAGE, re.S)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     names: dict = {}
     with contextlib.redirect_stdout(io.StringIO()) as output:
         for block in blocks:

@@ -282,7 +282,7 @@ FIELDS = {
         {"commitment_weight": 2.0, "entropy_weight": 2.0, "entropy_temperature": 2.0, "entropy_group_bits": 7},
     ),
     "product": ({"num_codebooks": 2, "layer": vector(codebook_size=5)}, {}),
-    "residual": ({"num_codebooks": 2, "layer": {"type": "sim"}, "shared": True}, {"depth_dropout": 0.5}),
+    "residual": ({"num_codebooks": 2, "layer": {"type": "sim"}, "shared": True}, {"depth_dropout": 0.5, "dropout_depths": [1, 2]}),
     "multi_scale": (
         {"scales": [1, 4], "layer": vector(metric="cosine"), "shared": False, "smoothing": 0.25, "num_smoothings": 2},
         {},
