@@ -5,8 +5,8 @@
     python benchmarks/speech.py --tokenizer out/speech --dataset speech/ --report docs/speech_codec.md
 
 What was held out is read from the tokenizer's `training.json`; `--holdout` names other files. `--num_codebooks` says how many of the
-residual codebooks are used. The measures are those of the protocol vqtok-audio-eval v1 (`vqtok/evaluation/audio_protocols.py`); what cannot be
-measured is counted and left out of its mean.
+residual codebooks are used. The measures are those of the protocol vqtok-audio-eval v1 (`vqtok/evaluation/audio_protocols.py`); what
+cannot be measured is counted and left out of its mean.
 """
 
 from __future__ import annotations
