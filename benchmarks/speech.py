@@ -1,10 +1,11 @@
 """Trained codecs on held-out speech: PESQ-WB, STOI, SI-SDR and mel distance at several rates, beside published rows.
 
+    accelerate launch examples/train_tokenizer.py --config audio/speech-spectra-16khz --dataset speech/ --output_dir out/speech \\
+        --num_threads 1 --holdout $(cat benchmarks/speech_holdout.txt)
     python benchmarks/speech.py --tokenizer out/speech --dataset speech/ --report docs/speech_codec.md
 
-What was held out is read from the tokenizer's `training.json`; `--holdout` names other files. The files that the recipes of this page hold
-out are in `benchmarks/speech_holdout.txt`: `--holdout $(cat benchmarks/speech_holdout.txt)` in training. `--num_codebooks` says how many of
-the residual codebooks are used. The measures are those of the protocol vqtok-audio-eval v1 (`vqtok/evaluation/audio_protocols.py`); what
+What was held out is read from the tokenizer's `training.json`; `--holdout` names other files. `--num_codebooks` says how many of the
+residual codebooks are used. The measures are those of the protocol vqtok-audio-eval v1 (`vqtok/evaluation/audio_protocols.py`); what
 cannot be measured is counted and left out of its mean.
 """
 
@@ -226,7 +227,8 @@ def _page(
     return (
         f"# A codec of speech\n\n{summary}\n{rest}\n"
         f"Written on {date.today()} ({here}; protocol {PROTOCOL}).\n\n{text}\n\n"
-        f"The published rows are for orientation: {PUBLISHED_SOURCE}. They are no comparison: one voice is easier than all voices.\n\n"
+        f"The published rows are for orientation: {PUBLISHED_SOURCE}. They are no comparison: here is one voice, and one is easier "
+        f"than many.\n\n"
         f"## What was trained, and on what\n\n"
         + "\n\n".join(_trained(name, training) for name, training in trainings.items())
         + f"\n\nThe speech is the folder `{Path(args.dataset).resolve().name}`.{credit} Measured on {data['num_recordings']} recordings, "
