@@ -198,7 +198,7 @@ def test_a_prior_of_sound_speaks_for_as_long_as_it_wants(place, tmp_path, codec)
     metrics = train_prior.main([*flags, "--output_dir", str(tmp_path / "pipeline")])
     assert metrics["prior_bits_per_second"] > 0
     pipeline = VQPipeline.from_pretrained(tmp_path / "pipeline")
-    sounds = pipeline(num_samples=4, seed=0)
+    sounds = pipeline(num_samples=16, seed=0)
     assert pipeline.sampling_rate == 8000 and len({len(each) for each in sounds}) > 1
     assert all(each.dtype == np.float32 and np.isfinite(each).all() for each in sounds)
     written = sorted(path.name for path in (tmp_path / "pipeline" / "samples").iterdir())
@@ -206,6 +206,6 @@ def test_a_prior_of_sound_speaks_for_as_long_as_it_wants(place, tmp_path, codec)
     made = ["--pipeline", str(tmp_path / "pipeline"), "--num_samples", "4", "--output_dir", str(tmp_path / "drawn")]
     paths = generate.main(made)
     assert [path.name for path in paths] == [f"000-{index}.wav" for index in range(4)]
-    for path, wanted in zip(paths, sounds, strict=True):
+    for path, wanted in zip(paths, sounds[:4], strict=True):
         heard, rate = soundfile.read(path, dtype="float32")
         assert rate == 8000 and heard.shape == wanted.shape and np.abs(heard - wanted.clip(-1, 1)).max() < 1e-4
