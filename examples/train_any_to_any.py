@@ -13,7 +13,6 @@ its processor; stopped anywhere, the same command continues.
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from collections.abc import Sequence
@@ -251,48 +250,16 @@ def _model(
             GPT2Config(
                 vocab_size=len(tokenizer), n_embd=width, n_layer=script.num_hidden_layers, n_head=max(1, width // 32), n_positions=512,
                 resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, tie_word_embeddings=False, initializer_range=width**-0.5,
+                activation_function="gelu_pytorch_tanh",  # the same function as GPT-2's own, in one pass
                 bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
             )
         )  # fmt: skip
     processor = extend(tokenizer, model, {"image": vq}, init=script.init, max_grid=max_grid)
-    if not script.init_from:
-        begin_positions(model.transformer.wpe.weight, codes, prompt_length(processor, codes, script))
     if script.lora_rank:
         _add_adapters(model, script.lora_rank, processor.vocabulary.text_size)
     if not torch.accelerator.is_available():
         model.set_attn_implementation("eager")  # on a CPU in bf16 the fused attention spends more time going backward
     return model, processor
-
-
-@torch.no_grad()
-def begin_positions(table: Tensor, codes: CodeDataset, length: int) -> None:
-    """Let the vectors of positions `(P, D)` begin as what training would first have to find out.
-
-    All begin as sinusoids, whose distances are the same everywhere (Vaswani et al. 2017). Where a picture lies, behind a prompt of `length`
-    tokens, each also says where in the picture the next code stands: a fixed random projection of waves along both axes, and of the
-    level. Codes of one row, column or corner then have something in common from the start, on every level.
-    """
-    positions, width = torch.arange(len(table))[:, None], table.shape[1]
-    angles = positions * torch.exp(torch.arange(0, width, 2) * (-math.log(10_000) / width))
-    table.copy_(torch.cat([angles.sin(), angles.cos()], 1)[:, :width] * math.sqrt(2 / width))
-    size = codes.sizes[0]
-    if bool((codes.sizes != size).any()):
-        return  # a position then stands for many places
-    levels = zip(codes.layout.levels, codes.layout.grids(size.tolist()), strict=True)
-    places = torch.tensor(
-        [
-            (level, (row + 0.5) / rows, (step // layout.num_codebooks + 0.5) / columns)
-            for level, (layout, (rows, columns)) in enumerate(levels)
-            for row in range(rows)
-            for step in range(columns * layout.num_codebooks + 1)  # with the token that ends a row
-        ]
-    )
-    waves = math.pi * places[:, 1:, None] * torch.arange(1, 5)
-    known = [waves.sin().flatten(1), waves.cos().flatten(1), F.one_hot(places[:, 0].long()).float()]
-    features = torch.cat(known, 1)
-    projection = torch.randn(features.shape[1], width) / math.sqrt(4 * width)
-    first = length + codes.layout.ndim  # the last size token
-    table[first : first + len(features)] += (features @ projection)[: len(table) - first]
 
 
 def _text_tokenizer(captions: list[str]) -> PreTrainedTokenizerBase:

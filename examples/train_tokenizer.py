@@ -69,7 +69,10 @@ class TokenizerArguments(AdversarialArguments):
         default=None, metadata={"help": "A trained tokenizer to continue from, instead of --config."}
     )
     decoder_only: bool = field(
-        default=False, metadata={"help": "With --tokenizer: train the decoder alone; codes stay valid."}
+        default=False,
+        metadata={
+            "help": "Train the decoder alone: with --tokenizer codes stay valid; in a recipe, as they are after the start from data."
+        },
     )
     dataset: str | None = field(
         default=None,

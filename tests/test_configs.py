@@ -40,6 +40,7 @@ AUDIO = {
 # name: (bits per byte, millions of parameters)
 TEXT = {
     "text/bytes-4": (4.0, 0.80),
+    "text/spans-4": (4.0, 0.95),
     "text/levels-4": (4.0, 2.17),
     "text/bytes-2.7": (8 / 3, 1.11),
     "text/bytes-2": (2.0, 1.48),

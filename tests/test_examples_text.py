@@ -4,6 +4,7 @@ import json
 
 import pytest
 from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
 
 from examples import generate, train_prior, train_tokenizer
 from tests.tiny import TEXT_CONFIG
@@ -34,6 +35,22 @@ def place(tmp_path):
 def train(place, output, *more):
     flags = ["--config", str(place / "recipe"), "--dataset", str(place / "book.txt"), "--output_dir", str(output)]
     return train_tokenizer.main([*flags, "--num_threads", "1", "--eval_every", "2", *more])
+
+
+def test_a_recipe_may_keep_the_codes_of_the_start_from_data(place):
+    """Encoder and codebook are those of the first look at the data, whatever was trained."""
+    recipe = place / "recipe" / "training.json"
+    recipe.write_text(json.dumps({**json.loads(recipe.read_text()), "decoder_only": True, "init_steps": 2}))
+    states = []
+    for steps in ("2", "4"):
+        train(place, place / f"vq-{steps}", "--max_steps", steps, "--average_decay", "0")
+        AcceleratorState._reset_state(reset_partial_state=True)
+        states.append(load_file(place / f"vq-{steps}" / "model.safetensors"))
+    changed = {name.split(".")[0] for name in states[0] if not states[0][name].equal(states[1][name])}
+    assert changed == {"decoder"}
+    start = VQTokenizer.from_config(place / "recipe").model.state_dict()
+    table = next(name for name in start if name.endswith("embedding") and name.startswith("quantizer."))
+    assert not states[0][table].equal(start[table])
 
 
 def test_from_a_file_to_texts_that_a_prior_writes(place, capsys):

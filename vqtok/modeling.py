@@ -190,11 +190,14 @@ class VQPreTrainedModel(CheckedModel, PreTrainedModel):
         losses = {**own, **losses}
         return VQModelOutput(loss=loss, reconstruction=reconstruction, losses=losses, **fields)
 
-    def init_codebooks(self, batches: Iterable[Tensor], max_latents: int = 65_536) -> None:
+    def init_codebooks(self, batches: Iterable[Tensor], max_latents: int | None = None) -> None:
         """Set every codebook by k-means over the latents of `batches`, coarse to fine; call it once, before the first step.
 
-        The latents of all processes are joined. A level is initialised before the finer ones see its codes.
+        The latents of all processes are joined, of each at most `max_latents`: None takes 65,536, or 16 per code of the largest
+        codebook where that is more. A level is initialised before the finer ones see its codes.
         """
+        if max_latents is None:
+            max_latents = max(65_536, 16 * max(config.size for config in self.quantizer.level_configs))
         batches = list(batches)
         if not batches:
             raise ValueError("init_codebooks needs at least one batch")

@@ -44,6 +44,7 @@ DEFAULTS = {
         "codebook_dim": None,
         "metric": "euclidean",
         "update": "ema",
+        "start": "kmeans",
         "decay": 0.99,
         "revival_threshold": 0.05,
         "gradient": "straight_through",
@@ -129,7 +130,7 @@ def test_what_the_caller_changes_afterwards_changes_no_quantizer():
 @pytest.mark.parametrize("name", QUANTIZERS)
 def test_only_what_decides_codes_is_in_the_fingerprint(name):
     fields = quantizer_config({"type": name}).code_fields
-    training = {"decay", "update", "gradient", "temperature", "depth_dropout", "dropout_depths"}
+    training = {"decay", "update", "start", "gradient", "temperature", "depth_dropout", "dropout_depths"}
     training |= {"revival_threshold", "anneal_steps"}
     assert fields["type"] == name
     for found in (fields, fields.get("layer", {})):
@@ -205,6 +206,7 @@ WRONG = {
     "codebook_dim": [0, -1, 8.0, "8", True, 70_000],
     "metric": ["l2", None, 1, True],
     "update": ["adam", None],
+    "start": ["random", None],
     "decay": [1, 1.0, -0.1, math.nan, math.inf, "0.9", None, True],
     "revival_threshold": [1.0, -0.1, math.nan, None, True],
     "gradient": ["ste", None],

@@ -7,6 +7,7 @@ import torch
 
 from tests import reference
 from vqtok.quantizers import Codebook, VectorQuantizer, collective, k_means, nearest_code, update_all
+from vqtok.quantizers.kmeans import commonest
 
 
 def step(codebook: Codebook, *batches: torch.Tensor) -> None:
@@ -316,6 +317,18 @@ def test_k_means_finds_planted_clusters():
     found = k_means(z, 3, iterations=20)
     assert nearest_code(centres, found).unique().numel() == 3
     assert (found[nearest_code(centres, found)] - centres).norm(dim=1).max() < 0.1
+
+
+def test_the_commonest_rows_however_a_convolution_rounds_them():
+    rows, counts = torch.randn(6, 3), torch.tensor([9, 2, 7, 5, 3, 4])
+    z = rows.repeat_interleave(counts, 0)[torch.randperm(30)]
+    z = z * (1 + 1e-7 * torch.randn_like(z))
+    for size, kept in ((3, [0, 2, 3]), (6, [0, 2, 3, 5, 4, 1])):
+        assert (commonest(z, size) - rows[kept]).abs().max() < 1e-5
+    with pytest.warns(UserWarning, match="only 6 distinct latents for 8 codes"):
+        assert commonest(z, 8).unique(dim=0).shape[0] == 8
+    with pytest.raises(ValueError, match="NaN"):
+        commonest(z.log(), 3)
 
 
 def test_k_means_fills_empty_clusters():

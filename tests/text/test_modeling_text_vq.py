@@ -29,13 +29,15 @@ class TextTests(TokenizerTests):
         return TextVQConfig(**{**TINY, **self.options, **changes})
 
     def make_model(self, **changes):
-        """With residual blocks that do something: they start as the identity."""
+        """With residual blocks that do something, and strided convolutions that see their neighbours: they start without."""
         model = super().make_model(**changes)
         with torch.no_grad():
             waking = [module for module in model.modules() if getattr(module, "starts_at_zero", False)]
             for module in waking:
                 module.weight.normal_(0, 0.3 / module.in_channels**0.5)
                 module.bias.normal_(0, 0.05)
+            for down, _ in model.encoder.stages:
+                down.weight.normal_(0, (down.in_channels * down.kernel_size[0]) ** -0.5)
         assert waking and not any(module.weight.eq(0).all() for module in waking)
         model.init_codebooks([self.make_media(8, self.sizes[0], seed=100)])
         return model
@@ -154,6 +156,19 @@ def test_a_step_sees_no_further_than_the_context(kind):
     coarse = [model.encode(each).latents[0][:, middle] for each in (ids, other)]
     close(*coarse)
     assert not torch.equal(ids, other)
+
+
+def test_a_fresh_encoder_knows_the_own_span_alone_and_common_spans_have_codes_of_their_own():
+    quantizer = {"type": "vector", "codebook_size": 8, "start": "commonest"}
+    model = TextVQModel(TextVQConfig(**{**TINY, "downsampling_ratios": [4], "hidden_sizes": [8]}, quantizer=quantizer))
+    spans = torch.randint(97, 122, (12, 4), generator=torch.Generator().manual_seed(0))
+    order = torch.tensor([i for i in range(12) for _ in range(20 - i)])[torch.randperm(174)]
+    media = spans[order].view(2, -1)
+    latents = model.eval().encode(media).latents[0].flatten(0, 1)
+    assert (latents * 1000).round().unique(dim=0).shape[0] == 12
+    model.init_codebooks([media[:1], media[1:]])
+    distances = (latents[:, None] - model.quantizer.codebooks[0].table).norm(dim=-1).amin(1)
+    assert (distances[order < 8] < 1e-5).all() and (distances[order >= 8] > 1e-2).all()
 
 
 def test_a_young_model_decodes_its_latents():

@@ -60,15 +60,19 @@ def upsample(in_channels: int, out_channels: int, factor: int) -> nn.Sequential:
 def initialise_convolution(module: nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d | nn.ConvTranspose2d) -> None:
     """Normal with variance 1 / fan_in (LeCun et al. 1998, section 4.6), or 0 if the layer says `starts_at_zero`; biases 0.
 
+    A layer along time may say `starts_with`, a slice of its kernel: all other places start at 0.
+
     torch's default is a third of that, with which ten layers make activations of 1e-3: latents then start almost constant, and
     training spends its first hundreds of steps on scaling them up. Twice that (He et al. 2015), meant for stacks where a relu
     follows every convolution, makes the first steps of this decoder explode.
     """
-    fan_in = module.in_channels // module.groups * math.prod(module.kernel_size)
+    places = getattr(module, "starts_with", slice(None))
+    fan_in = module.in_channels // module.groups * math.prod(module.weight[0, 0, ..., places].shape)
     if isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d):
         fan_in /= math.prod(module.stride)  # of the kernel's places, each output sees one in stride
     # Said by the layer and not done by the block around it: transformers visits only modules with tensors of their own.
     scale = 0.0 if getattr(module, "starts_at_zero", False) else math.sqrt(1 / fan_in)
-    nn.init.normal_(module.weight, 0.0, scale)
+    nn.init.zeros_(module.weight)
+    nn.init.normal_(module.weight[..., places], 0.0, scale)
     if module.bias is not None:
         nn.init.zeros_(module.bias)

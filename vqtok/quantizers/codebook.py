@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from .collective import Accumulator, check_not_frozen
-from .kmeans import joint_k_means
+from .kmeans import joint_commonest, joint_k_means
 from .search import nearest_code
 
 _PRIORITY_BITS = 23  # integers below 2**24 survive the packed fp32 all-reduce exactly
+STARTS = {"kmeans": joint_k_means, "commonest": joint_commonest}
 METRICS = ("euclidean", "cosine", "inner_product")
 
 
@@ -197,8 +198,8 @@ class Codebook(Accumulator):
         self.num_revived += len(dead)
 
     @torch.no_grad()
-    def initialise(self, z: Tensor, iterations: int = 10) -> None:
-        """Set the table to the k-means centroids of the prepared latents `z` `(*, D)` of all processes.
+    def initialise(self, z: Tensor, start: str = "kmeans") -> None:
+        """Set the table from the prepared latents `z` `(*, D)` of all processes: to k-means centroids, or to the "commonest" of them.
 
         For inner products the rows get the directions of the centroids and one length.
 
@@ -206,7 +207,7 @@ class Codebook(Accumulator):
             ValueError: there are no latents, some are not finite, or the table is frozen.
         """
         check_not_frozen(self.frozen)
-        self._set_rows(slice(None), joint_k_means(z.reshape(-1, z.shape[-1]), len(self.counts), iterations))
+        self._set_rows(slice(None), STARTS[start](z.reshape(-1, z.shape[-1]), len(self.counts)))
         self.counts.fill_(1)
         self.initialised.fill_(True)
         self.drop_pending()

@@ -89,6 +89,8 @@ class VectorQuantizerConfig(QuantizerConfig):
         metric: "euclidean"; "cosine", both sides normalised (ViT-VQGAN, Yu et al. 2022: with a `codebook_dim` of 8 to 32); or
             "inner_product", where every code gets a gradient from every latent (IBQ, Shi et al. 2024).
         update: "ema", the table follows the mean of its latents; or "gradient", the optimizer moves it.
+        start: what `initialise` makes of the first latents: "kmeans", centroids; or "commonest", those that occur most often, for latents
+            that repeat because they depend on a few letters alone.
         decay: of the moving averages.
         revival_threshold: a code used less than this share of uniform use is moved onto a latent; 0 never does.
         gradient: how gradients pass to the latents: "straight_through", or "rotation" (Fifty et al. 2024).
@@ -100,7 +102,7 @@ class VectorQuantizerConfig(QuantizerConfig):
 
     type: ClassVar[str] = "vector"
     training_only: ClassVar[frozenset[str]] = frozenset(
-        ["update", "decay", "revival_threshold", "gradient", "commitment_weight", "codebook_loss_weight"]
+        ["update", "start", "decay", "revival_threshold", "gradient", "commitment_weight", "codebook_loss_weight"]
         + ["entropy_weight", "entropy_temperature"]
     )
 
@@ -108,6 +110,7 @@ class VectorQuantizerConfig(QuantizerConfig):
     codebook_dim: int | None = None
     metric: str = "euclidean"
     update: str = "ema"
+    start: str = "kmeans"
     decay: float | int = 0.99
     revival_threshold: float | int = 0.05
     gradient: str = "straight_through"
@@ -134,6 +137,7 @@ class VectorQuantizerConfig(QuantizerConfig):
             "gradient",
             "left alone with inner products, which have a gradient of their own",
         )
+        self.require(self.start in ("kmeans", "commonest"), "start", "'kmeans' or 'commonest'")
         self.require(0 <= self.decay < 1, "decay", "in [0, 1)")
         self.require(0 <= self.revival_threshold < 1, "revival_threshold", "a share of uniform use in [0, 1)")
         self.require(0 < self.entropy_temperature < 1e6, "entropy_temperature", "above 0")

@@ -41,8 +41,8 @@ class VectorQuantizer(SingleQuantizer):
 
     @torch.no_grad()
     def initialise(self, z: Tensor) -> None:
-        """Set the codebook to the k-means centroids of the latents `z` `(*, dim)` of all processes."""
-        self.codebook.initialise(self.prepare(z))
+        """Set the codebook from the latents `z` `(*, dim)` of all processes, as `start` says."""
+        self.codebook.initialise(self.prepare(z), self.config.start)
 
     def _prepare(self, latents: Tensor) -> Tensor:
         return self.codebook.prepare(latents)

@@ -98,6 +98,8 @@ class TextEncoder(nn.Module):
         seen, rate = 0, 1
         for ratio, before, width in zip(self.ratios, [config.embedding_size, *widths], widths, strict=False):
             down, blocks = TimeConv(before, width, 3 * ratio, ratio), Blocks(width, config, config.num_blocks)
+            # A fresh encoder knows the own span alone: equal spans have equal latents, of which a codebook can start ("commonest").
+            down.starts_with = slice(ratio, 2 * ratio)
             self.stages.append(nn.ModuleList([down, blocks]))
             seen += rate * (max(down.sees) + ratio * blocks.sees)
             rate *= ratio

@@ -34,6 +34,7 @@ class TrainingArguments:
     final_learning_rate: float = field(
         default=0.0, metadata={"help": "Share of the peak left at the end of the cosine."}
     )
+    init_steps: int = field(default=16, metadata={"help": "Steps whose data fresh codebooks are initialised from."})
     warmup_steps: int = field(default=50, metadata={"help": "Steps of linear warm-up."})
     weight_decay: float = field(default=0.0, metadata={"help": "AdamW's decay, on matrices and kernels only."})
     adam_beta2: float = field(default=0.99, metadata={"help": "AdamW's second beta."})
@@ -60,6 +61,7 @@ class TrainingArguments:
             "max_steps",
             "batch_size",
             "gradient_accumulation_steps",
+            "init_steps",
             "log_every",
             "save_every",
             "keep_checkpoints",

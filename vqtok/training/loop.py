@@ -23,8 +23,6 @@ from .arguments import TrainingArguments
 from .checkpoint import load_checkpoint, save_checkpoint
 from .steps import OptimizerStep
 
-_BEGIN_STEPS = 16  # steps whose data a step object may look at before the first one (k-means)
-
 Evaluate = Callable[[int], dict[str, float]]
 MakeLoader = Callable[[int], Any]
 
@@ -85,7 +83,7 @@ def fit(
             f"continuing {args.output_dir} at step {start} of {args.max_steps}", file=sys.stderr, flush=True
         )
     else:
-        step.begin(itertools.islice(loader(0), _BEGIN_STEPS * args.gradient_accumulation_steps))
+        step.begin(itertools.islice(loader(0), args.init_steps * args.gradient_accumulation_steps))
     progress = _Progress(accelerator, args, start)
     micro_batches = iter(loader(start))
     parts = args.gradient_accumulation_steps

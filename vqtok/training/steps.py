@@ -134,9 +134,13 @@ class TokenizerStep(OptimizerStep):
         accelerator.register_for_checkpointing(self.codebooks)
 
     def begin(self, micro_batches: Iterator[Tensor]) -> None:
-        """Initialise fresh codebooks from data."""
-        if not self.model.quantizer.is_initialised:
+        """Initialise fresh codebooks from data; frozen ones then stay so."""
+        quantizer = self.model.quantizer
+        if not quantizer.is_initialised:
+            frozen = quantizer.frozen
+            quantizer.freeze(False)
             self.model.init_codebooks(batch.to(self.accelerator.device) for batch in micro_batches)
+            quantizer.freeze(frozen)
 
     def compute(self, batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         output = self.prepared(batch.to(self.accelerator.device))
