@@ -6,6 +6,8 @@ While a model trains, `accumulate` only collects (counts, residual sums, a bound
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +16,7 @@ from .kmeans import joint_commonest, joint_k_means
 from .search import nearest_code
 
 _PRIORITY_BITS = 23  # integers below 2**24 survive the packed fp32 all-reduce exactly
-STARTS = {"kmeans": joint_k_means, "commonest": joint_commonest}
+STARTS: dict[str, Callable[[Tensor, int], Tensor]] = {"kmeans": joint_k_means, "commonest": joint_commonest}
 METRICS = ("euclidean", "cosine", "inner_product")
 
 
