@@ -1,6 +1,6 @@
 """How fast a prior draws codes, beside `generate` of transformers and beside the floor; one run, every goal beside what was reached.
 
-    python benchmarks/generation.py --threads 2 --report docs/generation_speed.md
+    python benchmarks/generation.py --threads 2 --batches 1 16 --report docs/generation_speed.md
 
 Rows: our prior on its default backbone in float32 and in bfloat16 (`prior.to(torch.bfloat16)`), our masked prior of the same size in 8
 and 12 passes, transformers' GPT-2 and Llama of the same

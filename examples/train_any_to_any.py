@@ -47,9 +47,9 @@ from vqtok.training.steps import OptimizerStep
 
 # What differs from the defaults of `TrainingArguments`; flags override it.
 RECIPE = {
-    "max_steps": 1000,
-    "batch_size": 64,
-    "learning_rate": 0.002,
+    "max_steps": 5500,
+    "batch_size": 32,
+    "learning_rate": 0.0015,
     "weight_decay": 0.05,
     "adam_beta2": 0.95,
     "average_decay": 0.99,
@@ -71,7 +71,10 @@ class AnyToAnyArguments:
         default=None, metadata={"help": "Pictures with captions; None takes the embedded digits."}
     )
     caption_column: str | None = field(default=None, metadata={"help": "Column of captions."})
-    num_samples: int | None = field(default=20_000, metadata={"help": "How many samples of the data set at most."})
+    num_samples: int | None = field(
+        default=100_000,
+        metadata={"help": "How many samples of the data set at most; of few, a small model remembers captions whole."},
+    )
     init_from: str | None = field(
         default=None, metadata={"help": "A folder or Hub id of a causal language model to start from."}
     )
