@@ -191,7 +191,7 @@ class VQPreTrainedModel(CheckedModel, PreTrainedModel):
         return VQModelOutput(loss=loss, reconstruction=reconstruction, losses=losses, **fields)
 
     def init_codebooks(self, batches: Iterable[Tensor], max_latents: int | None = None) -> None:
-        """Set every codebook by k-means over the latents of `batches`, coarse to fine; call it once, before the first step.
+        """Start every codebook from the latents of `batches`, coarse to fine; call it once, before the first step.
 
         The latents of all processes are joined, of each at most `max_latents`: None takes 65,536, or 16 per code of the largest
         codebook where that is more. A level is initialised before the finer ones see its codes.

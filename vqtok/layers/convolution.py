@@ -66,13 +66,16 @@ def initialise_convolution(module: nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d | 
     training spends its first hundreds of steps on scaling them up. Twice that (He et al. 2015), meant for stacks where a relu
     follows every convolution, makes the first steps of this decoder explode.
     """
-    places = getattr(module, "starts_with", slice(None))
-    fan_in = module.in_channels // module.groups * math.prod(module.weight[0, 0, ..., places].shape)
+    places: slice | None = getattr(module, "starts_with", None)
+    seen = math.prod(module.kernel_size) if places is None else places.stop - places.start
+    fan_in = module.in_channels // module.groups * seen
     if isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d):
         fan_in /= math.prod(module.stride)  # of the kernel's places, each output sees one in stride
     # Said by the layer and not done by the block around it: transformers visits only modules with tensors of their own.
     scale = 0.0 if getattr(module, "starts_at_zero", False) else math.sqrt(1 / fan_in)
-    nn.init.zeros_(module.weight)
-    nn.init.normal_(module.weight[..., places], 0.0, scale)
+    nn.init.normal_(module.weight, 0.0, scale)
+    if places is not None and not getattr(module.weight, "_is_hf_initialized", False):  # what came from a file stays, as above
+        module.weight.data[..., : places.start] = 0
+        module.weight.data[..., places.stop :] = 0
     if module.bias is not None:
         nn.init.zeros_(module.bias)

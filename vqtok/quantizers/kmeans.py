@@ -95,9 +95,10 @@ def commonest(z_ND: Tensor, number: int) -> Tensor:
     _check_rows(z_ND)
     cells_ND = (z_ND * (1024 / z_ND.abs().amax().clamp_min(1e-20))).round()
     cells_MD, cell_N, counts_M = torch.unique(cells_ND, dim=0, return_inverse=True, return_counts=True)
-    somewhere_M = torch.empty_like(counts_M).scatter_(0, cell_N, torch.arange(len(z_ND), device=z_ND.device))
+    numbers_N = torch.arange(len(z_ND), device=z_ND.device)
+    first_M = torch.full_like(counts_M, len(z_ND)).scatter_reduce_(0, cell_N, numbers_N, "amin")
     order = counts_M.argsort(descending=True, stable=True)[:number]
-    rows = z_ND[somewhere_M[order]]
+    rows = z_ND[first_M[order]]
     return rows if len(cells_MD) >= number else k_means(rows, number)
 
 
