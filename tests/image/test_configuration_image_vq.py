@@ -143,7 +143,7 @@ def test_unknown_fields_name_the_nearest(field, nearest, tmp_path):
         (vector(codebok_size=16), "vector", "codebok_size", "codebook_size"),
         (vector(comitment_weight=1), "vector", "comitment_weight", "commitment_weight"),
         (vector(ema_decay=0.9), "vector", "ema_decay", "decay"),
-        (vector(scalar_levels=[8]), "vector", "scalar_levels", "revival_threshold"),
+        (vector(scalar_levels=[8]), "vector", "scalar_levels", "start"),
         ({"type": "fsq", "levels": [8, 5]}, "fsq", "levels", "scalar_levels"),
         ({"type": "lfq", "bit": 8}, "lfq", "bit", "bits"),
         ({"type": "residual", "num_codebook": 3}, "residual", "num_codebook", "num_codebooks"),
@@ -268,7 +268,7 @@ LAYER = {"codebook_size": 5, "codebook_dim": 3}
 FIELDS = {
     "vector": (
         {**LAYER, "metric": "cosine"},
-        {"update": "gradient", "decay": 0.5, "revival_threshold": 0.5, "gradient": "rotation", "commitment_weight": 2.0,
+        {"update": "gradient", "start": "commonest", "decay": 0.5, "revival_threshold": 0.5, "gradient": "rotation", "commitment_weight": 2.0,
          "codebook_loss_weight": 2.0, "entropy_weight": 2.0, "entropy_temperature": 2.0},
     ),
     "sim": (LAYER, {"gradient": "rotation", "commitment_weight": 2.0, "codebook_loss_weight": 2.0}),
