@@ -268,8 +268,8 @@ LAYER = {"codebook_size": 5, "codebook_dim": 3}
 FIELDS = {
     "vector": (
         {**LAYER, "metric": "cosine"},
-        {"update": "gradient", "start": "commonest", "decay": 0.5, "revival_threshold": 0.5, "gradient": "rotation", "commitment_weight": 2.0,
-         "codebook_loss_weight": 2.0, "entropy_weight": 2.0, "entropy_temperature": 2.0},
+        {"update": "gradient", "start": "commonest", "decay": 0.5, "revival_threshold": 0.5, "gradient": "rotation",
+         "commitment_weight": 2.0, "codebook_loss_weight": 2.0, "entropy_weight": 2.0, "entropy_temperature": 2.0},
     ),
     "sim": (LAYER, {"gradient": "rotation", "commitment_weight": 2.0, "codebook_loss_weight": 2.0}),
     "gumbel": (
