@@ -74,7 +74,9 @@ def initialise_convolution(module: nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d | 
     # Said by the layer and not done by the block around it: transformers visits only modules with tensors of their own.
     scale = 0.0 if getattr(module, "starts_at_zero", False) else math.sqrt(1 / fan_in)
     nn.init.normal_(module.weight, 0.0, scale)
-    if places is not None and not getattr(module.weight, "_is_hf_initialized", False):  # what came from a file stays, as above
+    if places is not None and not getattr(
+        module.weight, "_is_hf_initialized", False
+    ):  # what came from a file stays, as above
         module.weight.data[..., : places.start] = 0
         module.weight.data[..., places.stop :] = 0
     if module.bias is not None:
