@@ -88,7 +88,7 @@ class AnyToAnyArguments:
         default=1.0, metadata={"help": "Weight of the loss on captions beside that on pictures."}
     )
     guidance_scale: float = field(default=2.0, metadata={"help": "Of the drawings."})
-    temperature: float = field(default=0.9, metadata={"help": "Of the drawings."})
+    temperature: float = field(default=0.5, metadata={"help": "Of the drawings."})
     num_judged: int = field(
         default=500, metadata={"help": "Held-out captions that are drawn, and pictures that are described."}
     )
@@ -138,9 +138,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     }
     for name in ("report", "remark", "num_judged", "guidance_scale", "temperature"):  # they change no weight
         del same_run[name]
-    start = time.monotonic()
     history = fit(accelerator, step, loader, args, evaluate=evaluate, extra_arguments=same_run)
-    minutes = (time.monotonic() - start) / 60
     metrics: dict[str, Any] = {}
     if accelerator.is_main_process:
         if script.lora_rank:
@@ -148,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         folder = Path(args.output_dir)
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
-        metrics = {"parameters": count, "steps": args.max_steps, "training_minutes": minutes, "prompt_length": length}
+        metrics = {"parameters": count, "steps": args.max_steps, "training_minutes": step.seconds / 60, "prompt_length": length}
         metrics |= {
             name.removeprefix("eval_"): value for name, value in history[-1].items() if name.startswith("eval_")
         }
