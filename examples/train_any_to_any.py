@@ -146,7 +146,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         folder = Path(args.output_dir)
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
-        metrics = {"parameters": count, "steps": args.max_steps, "training_minutes": step.seconds / 60, "prompt_length": length}
+        metrics = {
+            "parameters": count,
+            "steps": args.max_steps,
+            "training_minutes": step.seconds / 60,
+            "prompt_length": length,
+        }
         metrics |= {
             name.removeprefix("eval_"): value for name, value in history[-1].items() if name.startswith("eval_")
         }
