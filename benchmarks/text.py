@@ -108,6 +108,8 @@ def steps_within(minutes: float, recipe: str, num_timed: int = 40) -> int:
     units = training["text_units"] // model.layout.stride * model.layout.stride
     draw = lambda: torch.randint(model.config.vocab_size, (training["batch_size"], units))  # noqa: E731
     model.init_codebooks([draw() for _ in range(4)])
+    if training.get("decoder_only"):
+        model.freeze_codes()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     for step in range(num_timed + 5):
         if step == 5:

@@ -134,13 +134,14 @@ class TokenizerStep(OptimizerStep):
         accelerator.register_for_checkpointing(self.codebooks)
 
     def begin(self, micro_batches: Iterator[Tensor]) -> None:
-        """Initialise fresh codebooks from data; frozen ones then stay so."""
+        """Initialise fresh codebooks from data; where all are frozen they stay so from then on."""
         quantizer = self.model.quantizer
         if not quantizer.is_initialised:
-            frozen = quantizer.frozen
-            quantizer.freeze(False)
+            if frozen := quantizer.frozen:
+                quantizer.freeze(False)
             self.model.init_codebooks(batch.to(self.accelerator.device) for batch in micro_batches)
-            quantizer.freeze(frozen)
+            if frozen:
+                quantizer.freeze()
 
     def compute(self, batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         output = self.prepared(batch.to(self.accelerator.device))
