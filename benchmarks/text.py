@@ -1,7 +1,7 @@
 """Codes of text at 1, 2, 2.7 and 4 bits per byte beside lossless compressors, their priors, a classifier and sentence codes.
 
-    python benchmarks/text.py --output_dir out/text --minutes 20 --report docs/text_codes.md
-    python benchmarks/text.py --output_dir out/text --only bytes-4 --minutes 20              # one part of it
+    python benchmarks/text.py --output_dir out/text --report docs/text_codes.md
+    python benchmarks/text.py --output_dir out/text --only bytes-4 --minutes 20              # one part of it, in so many minutes
     python benchmarks/text.py --output_dir out/trial --only bytes-4 --max_steps 50 --prior_steps 10
 
 Trains what is missing in the folder, measures on held-out topics of the embedded prose, and writes the page.
@@ -16,21 +16,20 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow
 import torch
-from measuring import machine_line
+from text_page import write_page
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from vqtok import VQPipeline, VQTokenizer
 from vqtok.encoding import encode_dataset
 from vqtok.evaluation import text_report
 from vqtok.evaluation.plots import save_figure
-from vqtok.files import write_json, write_text, write_with
+from vqtok.files import write_json, write_with
 from vqtok.hub.folders import config_folder
 from vqtok.prior.data import MANIFEST
 from vqtok.text.prose import PythonProse
@@ -39,10 +38,10 @@ from vqtok.training import parse_arguments, read_recipe
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 NUM_PAIRS = 8192  # entries of the byte-pair encoding
-RECIPES = ("bytes-4", "spans-4", "levels-4", "bytes-2.7", "bytes-2", "bytes-1")
-GOALS = {"bytes-4": 0.99, "spans-4": 0.99, "bytes-2.7": 0.95}
+RECIPES = ("bytes-4", "spans-4", "levels-4", "bytes-2.7", "spans-2.7", "bytes-2", "bytes-1")
 NUM_CLASSES = 12
-COMMAND = "python benchmarks/text.py --output_dir out/text --minutes 20 --report docs/text_codes.md"
+PICTURE = "sentence_codes.png"
+LARGEST_CODEBOOK = 4096  # of which a prior is trained; the embedded prose shows most codes of a larger one a few times
 
 
 @dataclass
@@ -76,6 +75,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         write_json(folder / "text.json", {"rows": rows})
     found = {
         "rows": rows,
+        "largest_codebook": LARGEST_CODEBOOK,
         "lossless": lossless(pairs, [p.text for p in test.passages]),
         "classifier": classify({row["name"]: VQTokenizer.from_pretrained(folder / row["name"]) for row in rows}),
         "semantic": semantic(folder),
@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     }
     write_json(folder / "text.json", found)
     if args.report:
-        _write_page(Path(args.report), folder, found, args)
+        write_page(Path(args.report), folder / PICTURE, found, args.remark)
     return found
 
 
@@ -124,7 +124,7 @@ def steps_within(minutes: float, recipe: str, num_timed: int = 40) -> int:
 
 def _measure(folder: Path, name: str, test: PythonProse, args: TextArguments) -> dict[str, Any]:
     """Train a tokenizer and a prior over its codes, unless they are there, and measure both on the held-out topics."""
-    place, prior = folder / name, folder / f"{name}-prior"
+    place = folder / name
     if not (place / "metrics.json").exists():
         steps = args.max_steps or (steps_within(args.minutes, f"text/{name}") if args.minutes else 0)
         flags = [
@@ -136,27 +136,39 @@ def _measure(folder: Path, name: str, test: PythonProse, args: TextArguments) ->
         ]
         _run("train_tokenizer.py", flags, args)
     tokenizer = VQTokenizer.from_pretrained(place)
-    caches = {split: folder / f"{name}-{split}" for split in ("train", "test")}
-    for split, cache in caches.items():
-        if not (cache / MANIFEST).exists():
-            encode_dataset(tokenizer, PythonProse(split), cache)
-    if not (prior / "metrics.json").exists():
-        flags = ["--config", "prior/prose", "--tokenizer", str(place), "--output_dir", str(prior)]
-        flags += ["--codes", str(caches["train"]), "--eval_codes", str(caches["test"])]
-        _run("train_prior.py", [*flags, *(["--max_steps", str(args.prior_steps)] if args.prior_steps else [])], args)
-    training = json.loads((place / "training.json").read_text(encoding="utf-8"))["arguments"]
-    metrics = json.loads((prior / "metrics.json").read_text(encoding="utf-8"))
+    training = json.loads((place / "training.json").read_text(encoding="utf-8"))
+    report = text_report.evaluate(tokenizer, test, name=name)
+    bits = zip(report["entropy_bits"], tokenizer.layout.levels, strict=True)
     return {
         "name": name,
-        "report": text_report.evaluate(tokenizer, test, name=name),
-        "steps": training["max_steps"],
-        "prior_bits_per_byte": metrics["prior_bits_per_byte"],
+        "report": report,
+        "steps": training["arguments"]["max_steps"],
+        "minutes": training["seconds"] / 60,
+        "threads": training["arguments"]["num_threads"],
+        "entropy_per_byte": sum(sum(codebooks) / level.stride for codebooks, level in bits),
+        "prior": _prior(folder, name, tokenizer, args),
         "wrong": wrong_by_kind(tokenizer, test),
         "pairs": pair_entropies(tokenizer, test) if name == "bytes-4" else None,
-        "spans": known_spans(tokenizer, test) if name == "spans-4" else None,
-        "samples": VQPipeline.from_pretrained(prior)(num_samples=2, seed=0),
+        "spans": known_spans(tokenizer, test) if name.startswith("spans") else None,
         "reconstruction": [test[3]["text"], tokenizer.reconstruct(test[3]["text"])[0]],
     }
+
+
+def _prior(folder: Path, name: str, tokenizer: VQTokenizer, args: TextArguments) -> dict[str, Any] | None:
+    """Bits per byte of the codes under a prior of their own, and samples of it; None where a codebook is too large for one."""
+    if any(level.codebook_size > LARGEST_CODEBOOK for level in tokenizer.layout.levels):
+        return None
+    place, caches = folder / f"{name}-prior", [folder / f"{name}-{split}" for split in ("train", "test")]
+    if not (place / "metrics.json").exists():
+        for split, cache in zip(("train", "test"), caches, strict=True):
+            if not (cache / MANIFEST).exists():
+                encode_dataset(tokenizer, PythonProse(split), cache)
+        flags = ["--config", "prior/prose", "--tokenizer", str(folder / name), "--output_dir", str(place)]
+        flags += ["--codes", str(caches[0]), "--eval_codes", str(caches[1])]
+        _run("train_prior.py", [*flags, *(["--max_steps", str(args.prior_steps)] if args.prior_steps else [])], args)
+    metrics = json.loads((place / "metrics.json").read_text(encoding="utf-8"))
+    samples = VQPipeline.from_pretrained(place)(num_samples=2, seed=0)
+    return {"bits_per_byte": metrics["prior_bits_per_byte"], "samples": samples}
 
 
 def _run(script: str, flags: list[str], args: TextArguments) -> None:
@@ -297,7 +309,7 @@ def semantic(folder: Path) -> dict[str, Any]:
         shared = int((codes[others[0]] == codes[query]).sum()) if others else 3
         examples.append({"shared": shared, "texts": [passages[i].text[:100] for i in (query, *others[:2])]})
     same = [_same_topic(codes[:, :length], topics) for length in range(4)]
-    _draw(folder / "sentence_codes.png", PCA(2, random_state=0).fit_transform(vectors), codes, same)
+    _draw(folder / PICTURE, PCA(2, random_state=0).fit_transform(vectors), codes, same)
     return {"report": sentence_code_report(codes, 64), "same_topic": same, "examples": examples}
 
 
@@ -326,127 +338,6 @@ def _draw(path: Path, flat: np.ndarray, codes: np.ndarray, same: list[float]) ->
     right.set(title="pairs of passages of one topic", xlabel="codes that the two share", ylabel="%")
     picture = save_figure(figure)
     write_with(path, lambda temporary: picture.save(temporary, format="PNG"))
-
-
-def _when(args: TextArguments) -> str:
-    where = machine_line(torch.device("cpu"), "transformers")
-    return f"on {date.today().isoformat()}, {where}, {args.num_threads} threads. {args.remark}".rstrip()
-
-
-def _goals(rows: list[dict[str, Any]]) -> str:
-    """What was asked, and what came."""
-    told = []
-    for row in rows:
-        if row["name"] in GOALS:
-            goal, got = GOALS[row["name"]], row["report"]["byte_accuracy"]
-            told.append(
-                f"{100 * goal:.0f} % of `{row['name']}`, {'reached' if got >= goal else 'not reached'} with {100 * got:.2f} %"
-            )
-    return f"Asked were {'; '.join(told)}." if told else "No rate with a goal was measured."
-
-
-def _wrong_lines(rows: list[dict[str, Any]]) -> list[str]:
-    """Which bytes are lost, and why."""
-    kinds = list(rows[0]["wrong"])
-    table = {"share of the text": [rows[0]["wrong"][kind][0] for kind in kinds]}
-    table |= {row["name"]: [row["wrong"][kind][1] for kind in kinds] for row in rows}
-    lines = ["Which bytes come back wrong, in % of each kind:", "", f"| tokenizer | {' | '.join(kinds)} |"]
-    lines += [f"| --- |{' ---: |' * len(kinds)}"]
-    lines += [f"| {name} | {' | '.join(f'{100 * share:.1f}' for share in row)} |" for name, row in table.items()]
-    for row in rows:
-        if row["pairs"]:
-            pairs = row["pairs"]
-            lines += [
-                "",
-                f"Why `{row['name']}` does not get all: a code of 256 stands for a pair of bytes, of which the held-out text has "
-                f"{pairs['different']:,} different ones, with an entropy of {pairs['entropy']:.2f} bits, so that rare pairs share the "
-                f"codes of common ones. Given the pair, {pairs['code_given_pair']:.2f} bits of the code depend on what surrounds it; "
-                f"given the code, {pairs['pair_given_code']:.2f} bits of the pair are left, which the decoder has to find in what stands "
-                "around it. It learns that from the training text, and knows that better than new text.",
-            ]
-        if row["spans"]:
-            spans = row["spans"]
-            lines += [
-                "",
-                f"Why `{row['name']}` loses some: its table is the spans of {spans['bytes']} bytes that are commonest in the training "
-                f"text. {spans['new']:.1%} of the held-out spans are none of them, and come back as one that is alike, with "
-                f"{spans['wrong_of_new']:.2f} wrong bytes each; of those in the table {spans['wrong_of_known']:.3f} bytes are wrong.",
-            ]
-    return [*lines, ""]
-
-
-def _write_page(page: Path, folder: Path, found: dict[str, Any], args: TextArguments) -> None:
-    rows, semantic_, classifier = found["rows"], found["semantic"], found["classifier"]
-    picture = page.with_suffix(".png")
-    write_with(picture, lambda path: Path(path).write_bytes((folder / "sentence_codes.png").read_bytes()))
-    lines = [
-        "# Text codes",
-        "",
-        "Short, fixed-rate, lossy codes of text, for clustering, retrieval, conditioning and study. **They do not replace byte-pair",
-        "encoding in a language model**: no public result shows text codes doing so. Compressors that lose nothing stand beside them.",
-        "What follows was written by",
-        "",
-        f"    {COMMAND}",
-        "",
-        _when(args),
-        "",
-        f"The data are the embedded prose of Python {found['data']['python']}: {found['data']['train_bytes']:,} bytes to train on, "
-        f"{found['data']['test_bytes']:,} bytes of other topics to measure with.",
-        "",
-        "## What comes back",
-        "",
-        text_report.to_markdown([row["report"] for row in rows]),
-        "",
-        "Exact chunks are those of 64 bytes without an error. " + _goals(rows),
-        "",
-        *_wrong_lines(rows),
-        "## What the codes cost",
-        "",
-        "| | bits per byte | |",
-        "| --- | ---: | --- |",
-    ]
-    for row in rows:
-        rate = row["report"]["bits_per_byte"]["nominal"]
-        lines.append(f"| {row['name']}, fixed rate | {rate:.2f} | lossy |")
-        lines.append(f"| {row['name']}, under its own prior | {row['prior_bits_per_byte']:.2f} | lossy |")
-    lines += [f"| {name} | {bits:.2f} | lossless |" for name, bits in found["lossless"].items()]
-    lines += [
-        "",
-        "## What the codes know",
-        "",
-        f"The topic of a passage, one of the {len(classifier['classes'])} largest, of {classifier['held_out']} held-out passages, "
-        "by logistic regression on words, or on codes and pairs of neighbouring codes (the tokenizers saw most of these passages, without",
-        "their topics, when they were trained):",
-        "",
-        "| | right % |",
-        "| --- | ---: |",
-        *(f"| {name} | {100 * share:.1f} |" for name, share in classifier["right"].items()),
-        "",
-        "## Codes of whole passages",
-        "",
-        "Three levels of 64 codes of vectors of 64 numbers (latent semantic analysis, where a sentence encoder could stand):",
-        f"{semantic_['report']['unique_ratio']:.1%} of {semantic_['report']['num_sentences']} passages have a code of their own, "
-        f"entropies {', '.join(f'{bits:.2f}' for bits in semantic_['report']['entropy_bits'])} of 6 bits, "
-        f"collapsed: {'; '.join(semantic_['report']['collapsed']) or 'nothing'}. "
-        f"Two passages are of the same topic in {semantic_['same_topic'][0]:.1%} of all pairs, "
-        + ", ".join(f"{share:.1%} of those that share {n}" for n, share in enumerate(semantic_["same_topic"]) if n)
-        + " codes.",
-        "",
-        f"![passages by their codes]({picture.name})",
-        "",
-    ]
-    for example in semantic_["examples"]:
-        lines += [
-            f"A passage, and others that share {example['shared']} codes with it:",
-            "",
-            *(f"- {text!r}" for text in example["texts"]),
-            "",
-        ]
-    for row in rows:
-        lines += [f"## {row['name']}", "", f"{row['steps']} steps. A held-out passage and what comes back:", ""]
-        lines += ["```text", row["reconstruction"][0], "```", "", "```text", row["reconstruction"][1], "```", ""]
-        lines += ["Samples of its prior:", "", *(f"```text\n{text}\n```\n" for text in row["samples"])]
-    write_text(page, "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ from vqtok.training.steps import OptimizerStep
 
 # What differs from the defaults of `TrainingArguments`; flags override it.
 RECIPE = {
-    "max_steps": 5500,
+    "max_steps": 12000,
     "batch_size": 32,
     "learning_rate": 0.0015,
     "weight_decay": 0.05,

@@ -43,6 +43,7 @@ TEXT = {
     "text/spans-4": (4.0, 0.95),
     "text/levels-4": (4.0, 2.17),
     "text/bytes-2.7": (8 / 3, 1.11),
+    "text/spans-2.7": (8 / 3, 1.77),
     "text/bytes-2": (2.0, 1.48),
     "text/bytes-1": (1.0, 2.33),
 }
