@@ -305,9 +305,10 @@ def semantic(folder: Path) -> dict[str, Any]:
     topics = np.array([p.topic for p in passages])
     examples = []
     for query in range(0, len(passages), 701):
-        others = [i for i in prefix_neighbours(codes, codes[query], at_least=0) if i != query]
-        shared = int((codes[others[0]] == codes[query]).sum()) if others else 3
-        examples.append({"shared": shared, "texts": [passages[i].text[:100] for i in (query, *others[:2])]})
+        others = np.delete(np.arange(len(passages)), query)
+        nearest = others[prefix_neighbours(codes[others], codes[query], at_least=0)]
+        shared = int((codes[nearest[0]] == codes[query]).cumprod().sum())
+        examples.append({"shared": shared, "texts": [passages[i].text[:100] for i in (query, *nearest[:3])]})
     same = [_same_topic(codes[:, :length], topics) for length in range(4)]
     _draw(folder / PICTURE, PCA(2, random_state=0).fit_transform(vectors), codes, same)
     return {"report": sentence_code_report(codes, 64), "same_topic": same, "examples": examples}
@@ -333,7 +334,7 @@ def _draw(path: Path, flat: np.ndarray, codes: np.ndarray, same: list[float]) ->
     for code in np.bincount(codes[:, 0]).argsort()[::-1][:8]:
         left.scatter(*flat[codes[:, 0] == code].T, s=6, label=str(code))
     left.legend(title="first code", fontsize=7, markerscale=2)
-    left.set(title="passages, two of 64 dimensions; eight commonest first codes", xticks=[], yticks=[])
+    left.set(title="passages, by their first code (eight commonest)", xticks=[], yticks=[])
     right.bar(["none", "1", "2", "3"], [100 * share for share in same])
     right.set(title="pairs of passages of one topic", xlabel="codes that the two share", ylabel="%")
     picture = save_figure(figure)

@@ -128,7 +128,7 @@ def write_page(page: Path, drawing: Path, found: dict[str, Any], remark: str) ->
     ]
     for example in semantic_["examples"]:
         lines += [
-            f"A passage, and others that share {example['shared']} codes with it:",
+            f"A passage, and its nearest neighbours by prefix ({example['shared']} of 3 codes shared):",
             "",
             *(f"- {text!r}" for text in example["texts"]),
             "",
@@ -137,10 +137,11 @@ def write_page(page: Path, drawing: Path, found: dict[str, Any], remark: str) ->
         lines += [
             f"## {row['name']}",
             "",
-            f"{row['steps']} steps in {row['minutes']:.0f} minutes, threads {row['threads']}. A held-out passage and what comes back:",
+            f"{row['steps']} steps in {row['minutes']:.0f} minutes, threads {row['threads']}.",
+            "",
+            "A held-out passage and what comes back:",
             "",
         ]
-        lines += ["A held-out passage and what comes back:", ""]
         lines += ["```text", row["reconstruction"][0], "```", "", "```text", row["reconstruction"][1], "```", ""]
         if row["prior"]:
             lines += ["Samples of its prior:", "", *(f"```text\n{text}\n```\n" for text in row["prior"]["samples"])]
