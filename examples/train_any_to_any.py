@@ -56,6 +56,7 @@ RECIPE = {
     "mixed_precision": "bf16",
 }
 ALONE_WEIGHT = 0.5  # of the loss on pictures of which nothing was said
+CHANGE_NO_WEIGHT = ("report", "remark", "num_judged", "guidance_scale", "temperature", "num_beams")
 PROMPTS = ("a red three top left", "a green zero top right and a white nine bottom left", "a blue seven bottom right")
 
 
@@ -89,6 +90,10 @@ class AnyToAnyArguments:
     )
     guidance_scale: float = field(default=2.0, metadata={"help": "Of the drawings."})
     temperature: float = field(default=0.5, metadata={"help": "Of the drawings."})
+    num_beams: int = field(
+        default=8,
+        metadata={"help": "Beams of the captions: word by word, a place is soon said that belongs to the other glyph."},
+    )
     num_judged: int = field(
         default=500, metadata={"help": "Held-out captions that are drawn, and pictures that are described."}
     )
@@ -98,6 +103,8 @@ class AnyToAnyArguments:
     def __post_init__(self) -> None:
         if self.lora_rank < 0 or (self.lora_rank and not self.init_from):
             raise ValueError(f"--lora_rank {self.lora_rank} must be at least 0, and above 0 it needs --init_from")
+        if self.num_beams < 1:
+            raise ValueError(f"--num_beams {self.num_beams} must be at least 1")
         if self.lora_rank:
             check_peft()
 
@@ -136,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "prompt_length": length,
         "code_space": codes.fingerprint,
     }
-    for name in ("report", "remark", "num_judged", "guidance_scale", "temperature"):  # they change no weight
+    for name in CHANGE_NO_WEIGHT:
         del same_run[name]
     history = fit(accelerator, step, loader, args, evaluate=evaluate, extra_arguments=same_run)
     metrics: dict[str, Any] = {}
@@ -316,14 +323,16 @@ def draw(
 
 
 @torch.no_grad()
-def write(model: Any, processor: MultimodalProcessor, pictures: Sequence[Any], length: int) -> list[str]:
-    """The captions of pictures, by plain `generate`, the likeliest word each time."""
+def write(
+    model: Any, processor: MultimodalProcessor, pictures: Sequence[Any], length: int, num_beams: int
+) -> list[str]:
+    """The captions of pictures, by plain `generate`: the likeliest that a search with so many beams finds."""
     text = GridLogitsProcessor(processor.vocabulary, "text")
     captions = []
     for start in range(0, len(pictures), 64):
         silent = prompt(processor, "", length)
         inputs = processor([[silent, picture] for picture in pictures[start : start + 64]]).to(model.device)
-        ids = model.generate(**inputs, do_sample=False, max_new_tokens=48, logits_processor=[text])
+        ids = model.generate(**inputs, do_sample=False, num_beams=num_beams, max_new_tokens=48, logits_processor=[text])
         captions += [" ".join(map(str, row[1:])).strip() for row in processor.batch_decode(ids)]
     return captions
 
@@ -338,7 +347,7 @@ def judge(
     start = time.monotonic()
     drawn = draw(model, processor, [item["text"] for item in items], length, script.guidance_scale, script.temperature)
     drawing = time.monotonic() - start
-    captions = write(model, processor, pictures, length)
+    captions = write(model, processor, pictures, length, script.num_beams)
     writing = time.monotonic() - start - drawing
     write_with(folder / "samples" / "drawn.png", lambda path: contact_sheet([drawn[:8]]).save(path, format="PNG"))
     digits = DigitJudge()
@@ -378,7 +387,7 @@ def _report(
     data = CaptionedDigits("test", num_samples=6, seed=2)
     described = zip(
         [data[i]["text"] for i in range(6)],
-        write(model, processor, [data[i]["image"] for i in range(6)], length),
+        write(model, processor, [data[i]["image"] for i in range(6)], length, script.num_beams),
         strict=True,
     )
     asked = [
@@ -397,7 +406,7 @@ def _report(
         f"{'given' if script.init_from else 'random'} weights, "
         f"{metrics['steps']} steps in {metrics['training_minutes']:.1f} minutes, judged on "
         f"{metrics['judged']} scenes and handwriting that training never had; guidance {script.guidance_scale:g}, temperature "
-        f"{script.temperature:g}; captions are the likeliest words, of real held-out pictures."
+        f"{script.temperature:g}; captions of real held-out pictures by a search with {script.num_beams} beams."
         + (f" {script.remark}" if script.remark else ""),
         "",
         "| measured | asked | reached |",

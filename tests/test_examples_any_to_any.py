@@ -146,6 +146,8 @@ def test_adapters_on_a_text_model_leave_its_words_alone(made, tmp_path, tied):
     assert not torch.equal(weights["model.layers.0.mlp.up_proj.weight"], before["model.layers.0.mlp.up_proj.weight"])
     with pytest.raises(ValueError, match="needs --init_from"):
         train(made, tmp_path / "no", "--lora_rank", "2")
+    with pytest.raises(ValueError, match="--num_beams 0 must be at least 1"):
+        train(made, tmp_path / "no", "--num_beams", "0")
 
 
 def test_pictures_without_captions_are_refused_before_training(made, tmp_path):
