@@ -1,7 +1,7 @@
 """Codes of text at 1, 2, 2.7 and 4 bits per byte beside lossless compressors, their priors, a classifier and sentence codes.
 
     python benchmarks/text.py --output_dir out/text --report docs/text_codes.md
-    python benchmarks/text.py --output_dir out/text --only bytes-4 --minutes 20              # one part of it, in so many minutes
+    python benchmarks/text.py --output_dir out/text --only bytes-4                           # one part of it
     python benchmarks/text.py --output_dir out/trial --only bytes-4 --max_steps 50 --prior_steps 10
 
 Trains what is missing in the folder, measures on held-out topics of the embedded prose, and writes the page.
@@ -13,7 +13,6 @@ import gzip
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,11 +29,10 @@ from vqtok.encoding import encode_dataset
 from vqtok.evaluation import text_report
 from vqtok.evaluation.plots import save_figure
 from vqtok.files import write_json, write_with
-from vqtok.hub.folders import config_folder
 from vqtok.prior.data import MANIFEST
 from vqtok.text.prose import PythonProse
 from vqtok.text.semantic import SentenceCodes, prefix_neighbours, sentence_code_report
-from vqtok.training import parse_arguments, read_recipe
+from vqtok.training import parse_arguments
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 NUM_PAIRS = 8192  # entries of the byte-pair encoding
@@ -50,16 +48,10 @@ class TextArguments:
 
     output_dir: str = field(metadata={"help": "Folder for what is trained; what is there is not trained again."})
     only: list[str] | None = field(default=None, metadata={"help": "Some of the recipes, by name."})
-    minutes: float = field(
-        default=0.0, metadata={"help": "Train each tokenizer for about so long, by the pace of its first steps here."}
-    )
-    max_steps: int = field(
-        default=0, metadata={"help": "Steps of every tokenizer; 0 takes the minutes, or those of its recipe."}
-    )
+    max_steps: int = field(default=0, metadata={"help": "Steps of every tokenizer; 0 takes those of its recipe."})
     prior_steps: int = field(default=0, metadata={"help": "The same of the priors."})
     num_threads: int = field(default=2, metadata={"help": "Threads of torch."})
     report: str | None = field(default=None, metadata={"help": "Markdown file to write, with a picture beside it."})
-    remark: str = field(default="", metadata={"help": "What a reader of the report must know about this run."})
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -83,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     }
     write_json(folder / "text.json", found)
     if args.report:
-        write_page(Path(args.report), folder / PICTURE, found, args.remark)
+        write_page(Path(args.report), folder / PICTURE, found)
     return found
 
 
@@ -101,40 +93,12 @@ def learn_pairs(train: list[str]) -> Tokenizer:
     return pairs
 
 
-def steps_within(minutes: float, recipe: str, num_timed: int = 40) -> int:
-    """So many steps as take about these minutes, by the pace of some steps here and now; a tenth is left for all else."""
-    training = read_recipe(config_folder(recipe))
-    model = VQTokenizer.from_config(recipe).model.train()
-    units = training["text_units"] // model.layout.stride * model.layout.stride
-    draw = lambda: torch.randint(model.config.vocab_size, (training["batch_size"], units))  # noqa: E731
-    model.init_codebooks([draw() for _ in range(4)])
-    if training.get("decoder_only"):
-        model.freeze_codes()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    for step in range(num_timed + 5):
-        if step == 5:
-            start = time.perf_counter()
-        optimizer.zero_grad()
-        model(draw()).loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        model.update_codebooks()
-    return max(100, int(0.9 * 60 * minutes * num_timed / (time.perf_counter() - start)))
-
-
 def _measure(folder: Path, name: str, test: PythonProse, args: TextArguments) -> dict[str, Any]:
     """Train a tokenizer and a prior over its codes, unless they are there, and measure both on the held-out topics."""
     place = folder / name
     if not (place / "metrics.json").exists():
-        steps = args.max_steps or (steps_within(args.minutes, f"text/{name}") if args.minutes else 0)
-        flags = [
-            "--config",
-            f"text/{name}",
-            "--output_dir",
-            str(place),
-            *(["--max_steps", str(steps)] if steps else []),
-        ]
-        _run("train_tokenizer.py", flags, args)
+        flags = ["--config", f"text/{name}", "--output_dir", str(place)]
+        _run("train_tokenizer.py", flags, args.max_steps, args.num_threads)
     tokenizer = VQTokenizer.from_pretrained(place)
     training = json.loads((place / "training.json").read_text(encoding="utf-8"))
     report = text_report.evaluate(tokenizer, test, name=name)
@@ -165,14 +129,16 @@ def _prior(folder: Path, name: str, tokenizer: VQTokenizer, args: TextArguments)
                 encode_dataset(tokenizer, PythonProse(split), cache)
         flags = ["--config", "prior/prose", "--tokenizer", str(folder / name), "--output_dir", str(place)]
         flags += ["--codes", str(caches[0]), "--eval_codes", str(caches[1])]
-        _run("train_prior.py", [*flags, *(["--max_steps", str(args.prior_steps)] if args.prior_steps else [])], args)
+        _run("train_prior.py", flags, args.prior_steps, args.num_threads)
     metrics = json.loads((place / "metrics.json").read_text(encoding="utf-8"))
     samples = VQPipeline.from_pretrained(place)(num_samples=2, seed=0)
     return {"bits_per_byte": metrics["prior_bits_per_byte"], "samples": samples}
 
 
-def _run(script: str, flags: list[str], args: TextArguments) -> None:
-    command = [sys.executable, str(EXAMPLES / script), *flags, "--num_threads", str(args.num_threads)]
+def _run(script: str, flags: list[str], max_steps: int, num_threads: int) -> None:
+    """Run an example; 0 steps are those of its recipe."""
+    steps = ["--max_steps", str(max_steps)] if max_steps else []
+    command = [sys.executable, str(EXAMPLES / script), *flags, *steps, "--num_threads", str(num_threads)]
     subprocess.run(command, check=True)
 
 

@@ -58,7 +58,7 @@ def _wrong_lines(rows: list[dict[str, Any]]) -> list[str]:
     return [*lines, ""]
 
 
-def write_page(page: Path, drawing: Path, found: dict[str, Any], remark: str) -> None:
+def write_page(page: Path, drawing: Path, found: dict[str, Any]) -> None:
     """The page of what `text.py` found, and beside it the picture of sentence codes."""
     rows, semantic_, classifier = found["rows"], found["semantic"], found["classifier"]
     picture = page.with_suffix(".png")
@@ -72,7 +72,7 @@ def write_page(page: Path, drawing: Path, found: dict[str, Any], remark: str) ->
         "",
         f"    {COMMAND}",
         "",
-        f"on {date.today().isoformat()}, {machine_line(torch.device('cpu'), 'transformers')}. {remark}".rstrip(),
+        f"on {date.today().isoformat()}, {machine_line(torch.device('cpu'), 'transformers')}.",
         "",
         f"The data are the embedded prose of Python {found['data']['python']}: {found['data']['train_bytes']:,} bytes to train on, "
         f"{found['data']['test_bytes']:,} bytes of other topics to measure with.",

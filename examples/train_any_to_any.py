@@ -56,7 +56,7 @@ RECIPE = {
     "mixed_precision": "bf16",
 }
 ALONE_WEIGHT = 0.5  # of the loss on pictures of which nothing was said
-CHANGE_NO_WEIGHT = ("report", "remark", "num_judged", "guidance_scale", "temperature", "num_beams")
+CHANGE_NO_WEIGHT = ("report", "num_judged", "guidance_scale", "temperature", "num_beams")
 PROMPTS = ("a red three top left", "a green zero top right and a white nine bottom left", "a blue seven bottom right")
 
 
@@ -98,7 +98,6 @@ class AnyToAnyArguments:
         default=500, metadata={"help": "Held-out captions that are drawn, and pictures that are described."}
     )
     report: str | None = field(default=None, metadata={"help": "Markdown file to write, with a picture beside it."})
-    remark: str = field(default="", metadata={"help": "What a reader of the report must know about this run."})
 
     def __post_init__(self) -> None:
         if self.lora_rank < 0 or (self.lora_rank and not self.init_from):
@@ -406,8 +405,7 @@ def _report(
         f"{'given' if script.init_from else 'random'} weights, "
         f"{metrics['steps']} steps in {metrics['training_minutes']:.1f} minutes, judged on "
         f"{metrics['judged']} scenes and handwriting that training never had; guidance {script.guidance_scale:g}, temperature "
-        f"{script.temperature:g}; captions of real held-out pictures by a search with {script.num_beams} beams."
-        + (f" {script.remark}" if script.remark else ""),
+        f"{script.temperature:g}; captions of real held-out pictures by a search with {script.num_beams} beams.",
         "",
         "| measured | asked | reached |",
         "| --- | --- | --- |",
