@@ -234,10 +234,12 @@ def test_it_learns_a_tiny_set_with_its_coarse_codes(make_masked, random_codes):
     codes = random_codes(TWO_LEVELS, 4, (2, 2))
     ids = torch.tensor([[1], [2], [3], [4]])
     optimizer = torch.optim.AdamW(prior.parameters(), lr=1e-2, weight_decay=0.0)
-    for _ in range(150):
+    slower = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=400)
+    for _ in range(400):
         optimizer.zero_grad()
         prior(codes, condition_ids=ids).loss.backward()
         optimizer.step()
+        slower.step()
     prior.eval()
     right = prior.score(as_codes(prior, codes), ids.tolist())
     assert (right.nats_per_code < 0.3).all()
