@@ -214,6 +214,17 @@ def test_a_shard_lies_beside_its_manifest(tmp_path, file):
         CodeDataset(tmp_path / "cache")
 
 
+@pytest.mark.parametrize("size", [None, [16, 16]])
+@pytest.mark.parametrize("number", [10**12, 1 << 63, 1 << 64])
+def test_more_samples_than_a_shard_has_bytes(tmp_path, number, size):
+    write(tmp_path / "cache")
+    manifest = json.loads((tmp_path / "cache" / MANIFEST).read_text())
+    manifest["shards"][0] |= {"num_samples": number, "size": size}
+    (tmp_path / "cache" / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=f"bytes, the manifest says {number} samples: encode again"):
+        CodeDataset(tmp_path / "cache")
+
+
 COLUMNS = st.one_of(
     st.lists(st.lists(st.integers(0, 20), max_size=6), min_size=2, max_size=2).map(
         lambda v: arrow.array(v, arrow.list_(arrow.uint16()))
