@@ -194,10 +194,11 @@ class VQPreTrainedModel(CheckedModel, PreTrainedModel):
         """Start every codebook from the latents of `batches`, coarse to fine; call it once, before the first step.
 
         The latents of all processes are joined, of each at most `max_latents`: None takes 65,536, or 16 per code of the largest
-        codebook where that is more. A level is initialised before the finer ones see its codes.
+        codebook where that is more, and of a codebook of the commonest latents four times as many. A level is initialised before
+        the finer ones see its codes.
         """
         if max_latents is None:
-            max_latents = max(65_536, 16 * max(config.size for config in self.quantizer.level_configs))
+            max_latents = max(config.start_latents for config in self.quantizer.level_configs)
         batches = list(batches)
         if not batches:
             raise ValueError("init_codebooks needs at least one batch")

@@ -1,9 +1,12 @@
 """The life of one codebook: initialisation, EMA, revival, freezing, the update protocol."""
 
 import warnings
+from collections import Counter
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests import reference
 from vqtok.quantizers import Codebook, VectorQuantizer, collective, k_means, nearest_code, update_all
@@ -329,6 +332,15 @@ def test_the_commonest_rows_however_a_convolution_rounds_them():
         assert commonest(z, 8).unique(dim=0).shape[0] == 8
     with pytest.raises(ValueError, match="NaN"):
         commonest(z.log(), 3)
+
+
+@given(seed=st.integers(0, 10_000), width=st.integers(1, 5), number=st.integers(1, 6))
+def test_the_commonest_of_many_rows_of_few_values(seed, width, number):
+    """Beside counting in Python, with rows that differ in one place by one step."""
+    z = torch.randint(-2, 3, (300, width), generator=torch.Generator().manual_seed(seed))
+    counts = Counter(map(tuple, z.tolist()))  # which keeps the order of equally common ones
+    number = min(number, len(counts))
+    assert commonest(z.float(), number).tolist() == [list(row) for row, _ in counts.most_common(number)]
 
 
 def test_k_means_fills_empty_clusters():

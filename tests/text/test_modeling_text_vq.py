@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.common import TokenizerTests
+from vqtok.quantizers import quantizer_config
 from vqtok.text import TextVQConfig, TextVQModel, modeling_text_vq
 
 TINY = {"downsampling_ratios": [2, 2], "strides": [4], "embedding_size": 6, "hidden_sizes": [8, 12], "latent_size": 6}
@@ -169,6 +170,20 @@ def test_a_fresh_encoder_knows_the_own_span_alone_and_common_spans_have_codes_of
     model.init_codebooks([media[:1], media[1:]])
     distances = (latents[:, None] - model.quantizer.codebooks[0].table).norm(dim=-1).amin(1)
     assert (distances[order < 8] < 1e-5).all() and (distances[order >= 8] > 1e-2).all()
+
+
+def test_the_commonest_spans_are_counted_in_four_times_as_many_latents_as_centroids_take():
+    """Of 100,000 steps every second one is the same span: who skips every second one never sees it."""
+    config = {**TINY, "downsampling_ratios": [4], "hidden_sizes": [8]}
+    media = torch.randint(97, 122, (100_000, 4), generator=torch.Generator().manual_seed(0))
+    media[1::2] = torch.tensor([0, 1, 2, 3])
+    for start, found in (("commonest", True), ("kmeans", False)):
+        quantizer = {"type": "vector", "codebook_size": 2, "start": start}
+        model = TextVQModel(TextVQConfig(**config, quantizer=quantizer)).eval()
+        latent = model.encode(media[1][None]).latents[0][0, 0]
+        model.init_codebooks([media.view(1, -1)])
+        assert ((model.quantizer.codebooks[0].table - latent).norm(dim=1).min() < 1e-5) == found
+    assert quantizer_config({"type": "residual", "layer": {**quantizer, "start": "commonest"}}).start_latents == 1 << 18
 
 
 def test_a_young_model_decodes_its_latents():

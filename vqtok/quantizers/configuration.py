@@ -53,6 +53,11 @@ class QuantizerConfig:
         """Grid cells of the finest level per cell of each level, coarse to fine; one level on one grid is (1,)."""
         return (1,)
 
+    @property
+    def start_latents(self) -> int:
+        """How many latents of each process are enough to start the codebooks from."""
+        return max(65_536, 16 * self.size)
+
     def levels(self, stride: int) -> tuple[LevelLayout, ...]:
         """The levels of a layout whose finest grid has `stride` input units per cell."""
         return tuple(LevelLayout(stride * ratio, self.depth, self.size) for ratio in self.ratios)
@@ -146,6 +151,11 @@ class VectorQuantizerConfig(QuantizerConfig):
     @property
     def size(self) -> int:
         return self.codebook_size
+
+    @property
+    def start_latents(self) -> int:
+        few = super().start_latents
+        return 4 * few if self.start == "commonest" else few  # which of the rare ones are less rare takes more to tell
 
 
 @strict

@@ -35,6 +35,10 @@ class LayeredConfig(QuantizerConfig):
         return self.layer_config.size
 
     @property
+    def start_latents(self) -> int:
+        return self.layer_config.start_latents
+
+    @property
     def code_fields(self) -> dict[str, Any]:
         return {**super().code_fields, "layer": self.layer_config.code_fields}
 

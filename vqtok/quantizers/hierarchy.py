@@ -108,16 +108,18 @@ class HierarchicalQuantizer(Hierarchy):
     @torch.no_grad()
     def initialise(self, proposals: Callable[[], Iterable[Propose]], max_latents: int) -> None:
         for level, quantizer in enumerate(self._quantizers):
-            batches = _some(list(proposals()))
+            # Of one batch after the other only the latents are kept: what an encoder knows of a batch is far more.
+            batches = _some([self._latents(propose, level).flatten(0, -2) for propose in proposals()])
             share = -(-max_latents // len(batches))  # of each batch, evenly spread over its positions
-            rows = []
-            for propose in batches:
-                quantized: list[Tensor] = []
-                for finer, coarser in enumerate(self._quantizers[:level]):
-                    quantized.append(cast(Tensor, coarser.encode(propose(finer, quantized)).quantized))
-                z = propose(level, quantized).flatten(0, -2)
-                rows.append(z[:: max(1, -(-len(z) // share))])
+            rows = [z[:: max(1, -(-len(z) // share))] for z in batches]
             quantizer.initialise(torch.cat(rows)[:max_latents])
+
+    def _latents(self, propose: Propose, level: int) -> Tensor:
+        """The latents of a level, given the codes of the coarser ones as they are now."""
+        quantized: list[Tensor] = []
+        for finer, coarser in enumerate(self._quantizers[:level]):
+            quantized.append(cast(Tensor, coarser.encode(propose(finer, quantized)).quantized))
+        return propose(level, quantized)
 
 
 class OneGridHierarchy(Hierarchy):

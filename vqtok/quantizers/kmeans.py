@@ -85,7 +85,9 @@ def k_means(z_ND: Tensor, num_clusters: int, iterations: int = 10, seed: int = 0
 
 
 def commonest(z_ND: Tensor, number: int) -> Tensor:
-    """The `number` rows that occur most often, the commonest first; where there are not so many, what `k_means` makes of that.
+    """The `number` rows that occur most often, the commonest first and of equally common ones that which came first.
+
+    Where there are not so many, the table is what `k_means` makes of those there are.
 
     Rows that differ by less than a thousandth of the largest number count as one: a convolution rounds differently here and there.
 
@@ -93,13 +95,23 @@ def commonest(z_ND: Tensor, number: int) -> Tensor:
         ValueError: there are no rows, or some are not finite.
     """
     _check_rows(z_ND)
-    cells_ND = (z_ND * (1024 / z_ND.abs().amax().clamp_min(1e-20))).round()
-    cells_MD, cell_N, counts_M = torch.unique(cells_ND, dim=0, return_inverse=True, return_counts=True)
+    _, cell_N, counts_M = torch.unique(_cells(z_ND), return_inverse=True, return_counts=True)
     numbers_N = torch.arange(len(z_ND), device=z_ND.device)
     first_M = torch.full_like(counts_M, len(z_ND)).scatter_reduce_(0, cell_N, numbers_N, "amin")
-    order = counts_M.argsort(descending=True, stable=True)[:number]
+    order = first_M.argsort()
+    order = order[counts_M[order].argsort(descending=True, stable=True)][:number]
     rows = z_ND[first_M[order]]
-    return rows if len(cells_MD) >= number else k_means(rows, number)
+    return rows if len(counts_M) >= number else k_means(rows, number)
+
+
+def _cells(z_ND: Tensor) -> Tensor:
+    """A number `(N,)` of each row, equal for rows that count as one: a sum with random weights, as sorting whole rows takes far longer."""
+    low, high = z_ND.aminmax()
+    scale = 1024 / torch.maximum(-low, high).clamp_min(1e-20)
+    generator = torch.Generator().manual_seed(0)
+    weights_D = torch.randint(-(1 << 62), 1 << 62, (z_ND.shape[1],), generator=generator).to(z_ND.device)
+    # int64 wraps around, so that two of a million different rows share a number once in ten million such tables.
+    return torch.cat([((some * scale).round().long() * weights_D).sum(1) for some in z_ND.split(1 << 16)])
 
 
 def _check_rows(rows: Tensor) -> None:
