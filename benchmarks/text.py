@@ -36,6 +36,7 @@ from vqtok.training import parse_arguments
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 NUM_PAIRS = 8192  # entries of the byte-pair encoding
+NUM_PHRASES = 65_536  # of one whose entries may hold several words, as large as the tables of spans
 RECIPES = ("bytes-4", "spans-4", "levels-4", "bytes-2.7", "spans-2.7", "bytes-2", "bytes-1")
 NUM_CLASSES = 12
 PICTURE = "sentence_codes.png"
@@ -59,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     (args,) = parse_arguments([TextArguments], argv, description=__doc__)
     torch.set_num_threads(args.num_threads)
     folder, train, test = Path(args.output_dir), PythonProse("train"), PythonProse("test")
-    pairs = learn_pairs([passage.text for passage in train.passages])
+    texts = [passage.text for passage in train.passages]
+    pairs, phrases = learn_pairs(texts, NUM_PAIRS), learn_pairs(texts, NUM_PHRASES, across_words=True)
     rows = []
     for name in args.only or RECIPES:
         rows.append(_measure(folder, name, test, args))
@@ -68,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     found = {
         "rows": rows,
         "largest_codebook": LARGEST_CODEBOOK,
-        "lossless": lossless(pairs, [p.text for p in test.passages]),
+        "lossless": lossless(pairs, phrases, [p.text for p in test.passages]),
         "classifier": classify({row["name"]: VQTokenizer.from_pretrained(folder / row["name"]) for row in rows}),
         "semantic": semantic(folder),
         "data": {"train_bytes": _size(train), "test_bytes": _size(test), "python": sys.version.split()[0]},
@@ -83,12 +85,13 @@ def _size(data: PythonProse) -> int:
     return sum(len(passage.text.encode()) for passage in data.passages)
 
 
-def learn_pairs(train: list[str]) -> Tokenizer:
-    """Byte-pair encoding of these texts, which spells any text."""
-    pairs = Tokenizer(models.BPE())
-    pairs.pre_tokenizer, pairs.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+def learn_pairs(train: list[str], entries: int, across_words: bool = False) -> Tokenizer:
+    """Byte-pair encoding of these texts, which spells any text; usually no entry reaches beyond a word."""
+    pairs, by_word = Tokenizer(models.BPE()), not across_words
+    pairs.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=by_word)
+    pairs.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=NUM_PAIRS, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(vocab_size=entries, initial_alphabet=alphabet, show_progress=False)
     pairs.train_from_iterator(train, trainer)
     return pairs
 
@@ -204,9 +207,12 @@ def known_spans(tokenizer: VQTokenizer, test: PythonProse) -> dict[str, float]:
     return {"new": float(counts[1] / counts.sum()), "wrong_of_known": known, "wrong_of_new": new, "bytes": stride}
 
 
-def lossless(pairs: Tokenizer, test: list[str]) -> dict[str, float]:
+def lossless(pairs: Tokenizer, phrases: Tokenizer, test: list[str]) -> dict[str, float]:
     """Bits per byte of what loses nothing: of each passage alone, and of all of them in one file."""
-    assert all(pairs.decode(pairs.encode(text).ids) == text for text in test[:20]), "byte-pair encoding loses something"
+    for each in (pairs, phrases):
+        assert all(each.decode(each.encode(text).ids) == text for text in test[:20]), (
+            "byte-pair encoding loses something"
+        )
     zstd = pyarrow.Codec("zstd", 19)
     packers = {
         "gzip": lambda data: gzip.compress(data, 9, mtime=0),
@@ -214,13 +220,15 @@ def lossless(pairs: Tokenizer, test: list[str]) -> dict[str, float]:
     }
     total = sum(len(text.encode()) for text in test)
     ids = [pairs.encode(text).ids for text in test]
-    bits = (pairs.get_vocab_size() - 1).bit_length()
     name = f"byte-pair ({pairs.get_vocab_size()})"
     pieces = {
         "": [text.encode() for text in test],
         f"{name} + ": [np.asarray(row, "<u2").tobytes() for row in ids],
     }
-    found = {f"{name}, {bits} bits each": bits * sum(map(len, ids)) / total}
+    found = {}
+    for title, each in ((name, pairs), (f"byte-pair across words ({phrases.get_vocab_size()})", phrases)):
+        bits = (each.get_vocab_size() - 1).bit_length()
+        found[f"{title}, {bits} bits each"] = bits * sum(len(each.encode(text).ids) for text in test) / total
     for before, parts in pieces.items():
         for packer, pack in packers.items():
             found[f"{before}{packer}, each passage alone"] = 8 * sum(len(pack(part)) for part in parts) / total

@@ -96,6 +96,12 @@ def write_page(page: Path, drawing: Path, found: dict[str, Any]) -> None:
         if row["prior"]:
             lines.append(f"| {row['name']}, under its own prior | {row['prior']['bits_per_byte']:.2f} | lossy |")
     lines += [f"| {name} | {bits:.2f} | lossless |" for name, bits in found["lossless"].items()]
+    lines += [
+        "",
+        "Who wants the text itself back takes byte-pair encoding: with entries that may hold several words it loses nothing, at a rate",
+        "that depends on the text. Codes of a fixed rate are for what it does not give: as many codes for every so many bytes, and rates",
+        "below it.",
+    ]
     if not all(row["prior"] for row in rows):
         lines += [
             "",
