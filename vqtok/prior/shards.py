@@ -295,12 +295,9 @@ class MappedShard:
                 "is missing" if found is None else f"has {found:,} bytes, the manifest says {entry.get('num_bytes')!r}"
             )
             raise ValueError(f"{path} cannot be read (it {state}): encode again")
-        if (
-            entry["num_samples"] > found
-        ):  # none takes less than a byte; a number for each is reserved before the rows are seen
-            raise ValueError(
-                f"{path} has {found:,} bytes, the manifest says {entry['num_samples']} samples: encode again"
-            )
+        number = entry["num_samples"]
+        if number > found:  # none takes less than a byte, and memory is taken for each before the rows are seen
+            raise ValueError(f"{path} has {found:,} bytes, the manifest says {number} samples: encode again")
         self._data: Any = None
         self._bounds = np.zeros(1, np.int64)  # the first row of each row group, and the end
         self._starts: list[
