@@ -129,6 +129,16 @@ def test_a_sentence_about_a_codebook_that_is_little_used(used, word):
         assert "Next to try: start the table from data" in sentences[0]
 
 
+def test_of_frozen_codes_only_a_collapse_is_said():
+    for used, said in ((150, False), (30, True)):
+        quantizer = vector(512)
+        quantizer.freeze()
+        health = CodebookHealth(quantizer, window=4096)
+        see(health, (torch.arange(4096) % used).view(1, 1, -1))
+        sentences = health.warnings()
+        assert len(sentences) == said and all("collapses. Next to try: training the codes too" in s for s in sentences)
+
+
 def test_few_codes_are_no_collapse():
     """1000 codes of 2^18 cannot hit more than 0.4 %: what uniform use would have hit is the measure."""
     health = CodebookHealth(build_quantizer({"type": "lfq", "bits": 18}, 18), window=1000)

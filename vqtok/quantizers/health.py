@@ -80,7 +80,7 @@ class CodebookHealth(Accumulator):
         self._levels = level_configs(quantizer)
         self._codebooks = quantizer.codebooks
         # Not the module itself: its weights are not this one's state.
-        self._is_initialised = lambda: quantizer.is_initialised
+        self._is_initialised, self._is_frozen = lambda: quantizer.is_initialised, lambda: quantizer.frozen
         self._seen_revived = 0
         self._entries = [(level, q) for level, config in enumerate(self._levels) for q in range(config.depth)]
         for index, (level, _) in enumerate(self._entries):
@@ -160,11 +160,14 @@ class CodebookHealth(Accumulator):
         return out
 
     def warnings(self) -> list[str]:
-        """A sentence for every codebook that collapses or is half empty over a whole window, with the next thing to try."""
-        sentences = []
+        """A sentence for every codebook that collapses or is half empty over a whole window, with the next thing to try.
+
+        Of frozen codes, which are as they were made, only a collapse is worth one.
+        """
+        sentences, too_few = [], _COLLAPSED if self._is_frozen() else _UNDERUSED
         for each in self.report():
             share = each.usage / each.expected_usage if each.expected_usage else 1.0
-            if not each.whole or each.codebook_size == 1 or share >= _UNDERUSED:
+            if not each.whole or each.codebook_size == 1 or share >= too_few:
                 continue
             where = f"level {each.level}" + (
                 f", codebook {each.codebook}" if self._levels[each.level].depth > 1 else ""
@@ -178,6 +181,8 @@ class CodebookHealth(Accumulator):
         return sentences
 
     def _advice(self, report: CodebookReport) -> str:
+        if self._is_frozen():
+            return "training the codes too, which are frozen here"
         config = self._levels[report.level]
         config = config.layer_config if isinstance(config, LayeredConfig) else config
         return advice(config, fresh=not self._is_initialised())
