@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tqdm import tqdm
+
 from vqtok.audio.files import RECORDINGS
 from vqtok.auto import VQTokenizer
 from vqtok.image.pictures import PICTURES
@@ -157,7 +159,9 @@ def tokenize_dataset(
 def _run(work: Work, worker: int, num_workers: int, processes: int, engine: str) -> Tokenized:
     job = Job(work.folder, work.facts)
     mine = range(worker, len(job.units), num_workers)
-    missing = [number for number in mine if not job.is_finished(number)]
+    # Checksums of a large job that goes on take minutes.
+    checked = tqdm(mine, desc="what is there", unit=" shards", delay=1, leave=False, disable=None)
+    missing = [number for number in checked if not job.is_finished(number)]
     if len(missing) < len(mine):
         print(f"{len(mine) - len(missing)} of {len(mine)} shards are there already", file=sys.stderr)
     known = [job.units[number].get("samples") for number in missing]
