@@ -61,7 +61,6 @@ class OrderArguments:
     num_threads: int = field(default=2, metadata={"help": "Threads of torch."})
     only: list[str] | None = field(default=None, metadata={"help": "Some of the priors, by name."})
     report: str | None = field(default=None, metadata={"help": "Markdown file to write, with a picture beside it."})
-    remark: str = field(default="", metadata={"help": "What a reader of the report must know about this run."})
 
 
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
@@ -238,8 +237,7 @@ def _report(path: Path, rows: list[dict[str, Any]], sheets: list[list[Any]], arg
         f"Written by `benchmarks/orders.py` on {date.today().isoformat()} ({where}), {args.seconds:g} seconds of training each, "
         f"{args.num_judged} held-out captions and as many with pairs of digit and colour that were never seen together. Nats per code "
         "stand coarse to fine. The likelihood of a masked prior is that of uncovering random groups of codes, another process than "
-        "the one that draws. Bits per pixel compare priors over the codes of one tokenizer."
-        + (f" {args.remark}" if args.remark else ""),
+        "the one that draws. Bits per pixel compare priors over the codes of one tokenizer.",
         "",
         *(f"| {' | '.join(cells)} |" for cells in table),
         "",

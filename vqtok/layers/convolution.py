@@ -22,11 +22,6 @@ class ResidualStack(nn.Module):
             for _ in range(num_layers)
         )
 
-    def reset_parameters(self) -> None:
-        """Start every block as the identity, so that depth costs nothing at first; convolutions are initialised before."""
-        for block in self.blocks:
-            nn.init.zeros_(block[-1].weight)
-
     def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:
             x = x + block(x)
