@@ -28,7 +28,9 @@ class EncodeArguments:
     output_dir: str = field(metadata={"help": "Folder of the code cache."})
     dataset: str | None = field(
         default=None,
-        metadata={"help": "digits or spoken-numbers (embedded, the default), a folder, or a data set of `datasets`."},
+        metadata={
+            "help": "digits, spoken-numbers or python-prose (embedded, the defaults), a folder, or a data set of `datasets`."
+        },
     )
     split: str = field(default="train", metadata={"help": "Split of the data set."})
     caption_column: str | None = field(

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from vqtok.audio.data import load_audio
 from vqtok.auto import VQTokenizer
+from vqtok.auto.rooms import MEDIA
 from vqtok.codes import Codes
 from vqtok.image.data import load_images
 from vqtok.prior.data import write_code_cache
@@ -30,22 +31,26 @@ def load_media(tokenizer: VQTokenizer, source: Any = None, split: str = "train",
         options: those of `load_images`, `load_audio` or `load_text`. None and False are as if left out.
 
     Raises:
-        ValueError: an option of another medium; and what these three raise.
+        ValueError: an option or the embedded data of another medium; and what these three raise.
     """
     given = {name: value for name, value in options.items() if value is not None and value is not False}
     modality, processor = tokenizer.modality, tokenizer.processor
     for other, names in _OWN.items():
         if other != modality and (unused := sorted(names & given.keys())):
             raise ValueError(f"{unused[0]} does not go with a tokenizer of {modality}: leave it out")
+    own, source = MEDIA[modality], source or MEDIA[modality].embedded
+    for medium in MEDIA.values():
+        if medium is not own and source == medium.embedded and not Path(source).exists():
+            raise ValueError(f"{source} has {medium.many}, this tokenizer takes {own.many}: give {own.embedded}, say")
     if modality == "image":
-        return load_images(source or "digits", split, **given)
+        return load_images(source, split, **given)
     if modality == "text":
         if "caption_column" in given:
             raise ValueError(
                 "caption_column does not go with a tokenizer of text, whose texts have no captions: leave it out"
             )
-        return load_text(source or "python-prose", split, **given)
-    return load_audio(source or "spoken-numbers", processor.sampling_rate, processor.num_channels, split, **given)
+        return load_text(source, split, **given)
+    return load_audio(source, processor.sampling_rate, processor.num_channels, split, **given)
 
 
 def encode_dataset(

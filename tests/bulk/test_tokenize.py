@@ -247,6 +247,7 @@ def test_nothing_readable_and_nothing_fitting_is_said(tok, tmp_path):
         tokenize_dataset(tmp_path / "in", tmp_path / "out", tok)
     for words, source, options in (
         ("no folder and no file", tmp_path / "nowhere", {}),
+        ("digits comes with vqtok", "digits", {}),
         ("image_size must be at least 1", tmp_path / "in", {"image_size": 0}),
         ("worker 2 of num_workers 2", tmp_path / "in", {"worker": 2, "num_workers": 2}),
         ("resample is for sound", tmp_path / "in", {"resample": True}),

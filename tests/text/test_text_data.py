@@ -110,6 +110,16 @@ def test_options_of_other_media_are_refused(few):
     for option in ("image_column", "audio_column", "caption_column"):
         with pytest.raises(ValueError, match=f"{option} does not go with a tokenizer of text"):
             load_media(tok, **{option: "a"})
+    for name, what in (("digits", "pictures"), ("spoken-numbers", "recordings")):
+        with pytest.raises(ValueError, match=f"{name} has {what}, this tokenizer takes texts: give python-prose, say"):
+            load_media(tok, name)
+
+
+def test_a_folder_may_be_called_as_embedded_data_of_another_medium(tmp_path, monkeypatch):
+    (tmp_path / "digits").mkdir()
+    (tmp_path / "digits" / "a.txt").write_text("a text of digits: 1, 2, 3")
+    monkeypatch.chdir(tmp_path)
+    assert len(load_media(make_text_tokenizer(), "digits", split="all")) == 1
 
 
 def test_crops_depend_on_seed_and_draw_alone():

@@ -14,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 from vqtok.audio.configuration_audio_vq import AudioVQConfig
 from vqtok.audio.feature_extraction_audio_vq import MAX_SECONDS, AudioVQFeatureExtractor
 from vqtok.audio.feature_extraction_wrapped_audio import WrappedAudioFeatureExtractor
+from vqtok.audio.files import RECORDINGS
 from vqtok.audio.long import encode_file
 from vqtok.audio.modeling_audio_vq import AudioVQModel
 from vqtok.audio.wrapped import CODECS, WrappedAudioConfig, WrappedAudioModel
@@ -23,9 +24,11 @@ from vqtok.hub.weights import require_safetensors
 from vqtok.image.configuration_image_vq import ImageVQConfig
 from vqtok.image.image_processing_image_vq import MAX_PIXELS, ImageVQImageProcessor
 from vqtok.image.modeling_image_vq import ImageVQModel
+from vqtok.image.pictures import PICTURES
 from vqtok.modeling import VQPreTrainedModel
 from vqtok.prior import PRIORS
 from vqtok.text.configuration_text_vq import TextVQConfig
+from vqtok.text.medium import TEXTS
 from vqtok.text.modeling_text_vq import TextVQModel
 from vqtok.text.processing_text_vq import TextVQProcessor
 
@@ -55,6 +58,7 @@ ROOMS = {
     TextVQConfig.model_type: Room("text", "texts", "unit", TextVQConfig, TextVQModel, TextVQProcessor),
     WrappedAudioConfig.model_type: WRAPPED,
 }
+MEDIA = {"image": PICTURES, "audio": RECORDINGS, "text": TEXTS}  # by modality
 for _model_type, _room in ROOMS.items():
     AutoConfig.register(_model_type, _room.config, exist_ok=True)
     AutoModel.register(_room.config, _room.model, exist_ok=True)

@@ -12,10 +12,8 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from vqtok.audio.files import RECORDINGS
 from vqtok.auto import VQTokenizer
-from vqtok.image.pictures import PICTURES
-from vqtok.text.medium import TEXTS
+from vqtok.auto.rooms import MEDIA
 
 from .inputs import Source, open_input
 from .job import Job
@@ -26,7 +24,6 @@ from .units import Settings
 from .workers import Progress, Work, run_here, run_in_processes
 
 ENGINES = ("local", "ray")
-_MEDIA = {"image": PICTURES, "audio": RECORDINGS, "text": TEXTS}
 # Fields of a processor that decide what a medium becomes, beside those of the code space.
 _CONVERSIONS = ("resample", "mix", "max_pixels", "max_seconds")
 
@@ -143,8 +140,10 @@ def tokenize_dataset(
         raise ValueError(f"image_size is for pictures, this tokenizer is for {tokenizer.modality}: leave it out")
     if resample and tokenizer.modality != "audio":
         raise ValueError(f"resample is for sound, this tokenizer is for {tokenizer.modality}: leave it out")
+    if any(source == each.embedded for each in MEDIA.values()) and not Path(source).exists():
+        raise ValueError(f"{source} comes with vqtok, already in memory: encode it with examples/encode_dataset.py")
     columns = Columns(media_column, caption_column, label_column, tuple(keep))
-    medium = _MEDIA[tokenizer.modality]
+    medium = MEDIA[tokenizer.modality]
     found = open_input(source, medium, columns, rows_per_shard, split, config_name, data_revision, streaming)
     settings = Settings(batch_size, image_size, threads, readers)
     device = device or _best_device()
