@@ -553,7 +553,7 @@ def _save_sound(sound: Any, path: Path, sampling_rate: int) -> None:
     write_file(path, sound, sampling_rate)
 
 
-def _describe_codes(codes: Any, path: Path, sampling_rate: int | None = None, unit: str = "sample") -> str:
+def _describe_codes(codes: Any, path: Path, sampling_rate: int | None = None, unit: str = "sample or byte") -> str:
     units = int(codes.sizes.prod(1).sum())
     depths = [values.shape[1] for values in codes.levels]
     grids = [codes.layout.grids(size) for size in codes.sizes.tolist()]

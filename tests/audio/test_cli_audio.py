@@ -85,7 +85,7 @@ def test_there_and_back(run, folders, tmp_path, suffix):
     (expected,) = tok.reconstruct(voice)
     assert rate == 8000 and made.shape == (1, 12_345) and np.abs(made[0] - np.clip(expected, -1, 1)).max() < 1e-4
     status, out, _ = run("info", codes)
-    assert status == 0 and "3 codes of 16 per 40" in out and tok.fingerprint in out and "bits per sample" in out
+    assert status == 0 and "3 codes of 16 per 40" in out and tok.fingerprint in out and "bits per sample or byte" in out
     status, out, _ = run("info", folders / "sound")
     assert status == 0 and "2.4 kbps at 8000 Hz" in out
 
