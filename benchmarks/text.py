@@ -219,16 +219,16 @@ def lossless(pairs: Tokenizer, phrases: Tokenizer, test: list[str]) -> dict[str,
         "zstd": lambda data: zstd.compress(data, asbytes=True),
     }
     total = sum(len(text.encode()) for text in test)
-    ids = [pairs.encode(text).ids for text in test]
     name = f"byte-pair ({pairs.get_vocab_size()})"
-    pieces = {
-        "": [text.encode() for text in test],
-        f"{name} + ": [np.asarray(row, "<u2").tobytes() for row in ids],
-    }
-    found = {}
+    found, ids = {}, {}
     for title, each in ((name, pairs), (f"byte-pair across words ({phrases.get_vocab_size()})", phrases)):
         bits = (each.get_vocab_size() - 1).bit_length()
-        found[f"{title}, {bits} bits each"] = bits * sum(len(each.encode(text).ids) for text in test) / total
+        ids[title] = [each.encode(text).ids for text in test]
+        found[f"{title}, {bits} bits each"] = bits * sum(map(len, ids[title])) / total
+    pieces = {
+        "": [text.encode() for text in test],
+        f"{name} + ": [np.asarray(row, "<u2").tobytes() for row in ids[name]],
+    }
     for before, parts in pieces.items():
         for packer, pack in packers.items():
             found[f"{before}{packer}, each passage alone"] = 8 * sum(len(pack(part)) for part in parts) / total
